@@ -1,0 +1,27 @@
+"""Eight simulated devices, a persistent compilation cache, and where the published data lies."""
+
+import os
+import pathlib
+
+# Before jax starts: afterwards both are ignored.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The published maps, from $VRRL_DATA or a `shared/data` folder beside the checkout."""
+    path = pathlib.Path(os.environ.get("VRRL_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no published data at {path}; set VRRL_DATA to its folder")
+    return path

@@ -1,0 +1,97 @@
+"""Between Hugging Face directories and our own checkpoints, both ways."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from vrrl_jax.checkpoint import hf
+from vrrl_jax.checkpoint import state as checkpoints
+from vrrl_jax.models.policy import Params
+
+PARAMS = "params"  # the Orbax folder of an imported checkpoint
+
+
+def to_checkpoint(
+    source: str | pathlib.Path, target: str | pathlib.Path, *, dtype: str | None = None
+) -> pathlib.Path:
+    """Imports a Hugging Face directory: parameters as an Orbax checkpoint, files beside them.
+
+    Args:
+      source: as in `hf.load_pretrained`.
+      target: a new directory; `read_params` and `to_hugging_face` take it.
+      dtype: of the parameters; None is float32.
+
+    Raises:
+      FileExistsError: `target` holds something already.
+    """
+    import orbax.checkpoint as ocp
+
+    path = pathlib.Path(target).expanduser().resolve()
+    if path.exists() and any(path.iterdir()):
+        raise FileExistsError(f"{path} is not empty: give a new directory")
+    policy, params = hf.load_pretrained(source, dtype or "float32")
+    path.mkdir(parents=True, exist_ok=True)
+    for name in hf.CARRIED:
+        if (pathlib.Path(policy.directory) / name).is_file():
+            shutil.copyfile(pathlib.Path(policy.directory) / name, path / name)
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(path / PARAMS, params)
+    return path
+
+
+def to_hugging_face(
+    source: str | pathlib.Path,
+    target: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+) -> pathlib.Path:
+    """Exports a run's newest checkpoint, or an imported one, as a Hugging Face directory.
+
+    Of a supervised run with averaged weights, the average is what counts.
+
+    Raises:
+      FileNotFoundError: `source` is neither.
+    """
+    path = pathlib.Path(source).expanduser().resolve()
+    params, origin, value_head = read_params(path)
+    policy = hf.load_policy(origin, value_head=value_head)
+    return hf.save_pretrained(
+        target, policy, params, origin, dtype=dtype, max_shard_size=max_shard_size
+    )
+
+
+def read_params(path: pathlib.Path) -> tuple[Params, str, bool]:
+    """Parameters of a run or an imported checkpoint, where its files are, and whether it has a
+    value head."""
+    import orbax.checkpoint as ocp
+
+    if (path / PARAMS).is_dir():
+        with ocp.StandardCheckpointer() as reader:
+            params = reader.restore(path / PARAMS)
+        return params, str(path), "value_head" in params
+    if not (path / "checkpoints").is_dir() or not (path / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{path}: expected a run directory (config.yaml, checkpoints/) or a checkpoint that "
+            "`vrrl convert import` wrote"
+        )
+    policy: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text())["policy"]
+    with checkpoints.open_checkpoints(path / "checkpoints") as saved:
+        arrays = checkpoints.restore_raw(saved)
+    params = arrays.get("average") or arrays["state"]["params"]
+    origin = policy["path"]
+    if policy.get("init") == "random":
+        config = pathlib.Path(policy["config"])
+        origin = str(config.parent if config.name == "config.json" else config)
+    return (
+        jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), params),
+        origin,
+        "value_head" in params,
+    )

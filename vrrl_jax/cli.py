@@ -1,0 +1,166 @@
+"""The `vrrl` command: a thin layer over modules that can be called just as well."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses, calls, and turns expected failures into one readable line; returns the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _quiet_start()
+    from vrrl_jax.strict_yaml import ConfigError
+
+    try:
+        args.run(args)
+    except (ConfigError, FileNotFoundError, FileExistsError, ValueError, FloatingPointError) as e:
+        if os.environ.get("VRRL_DEBUG"):
+            raise
+        print(f"vrrl {args.command}: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vrrl", description="Reinforcement learning for vision-language models in JAX."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, run, text, **kwargs):
+        sub = commands.add_parser(name, help=text, description=text, **kwargs)
+        sub.set_defaults(run=run)
+        return sub
+
+    for name, run, text in (
+        ("train", _train, "reinforcement learning from a recipe"),
+        ("sft", _sft, "supervised fine-tuning on demonstrations"),
+    ):
+        sub = command(name, run, text)
+        sub.add_argument("config", help="a recipe, for example configs/quickstart.yaml")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1")
+        sub.add_argument("--resume", action="store_true", help="go on in run_dir")
+
+    sub = command("eval", _eval, "score a checkpoint: tables by level, in-domain and OOD")
+    sub.add_argument("checkpoint", help="a Hugging Face directory, a run directory, or nano")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as eval.path=FILE")
+    sub.add_argument("--config", help="a train recipe for env, rollout, reward and eval settings")
+    sub.add_argument("--output", help="where the JSON goes (default: evaluation.json beside it)")
+
+    sub = command("generate", _generate, "answer a prompt about pictures")
+    sub.add_argument("checkpoint", help="a Hugging Face directory, or nano")
+    sub.add_argument("--image", action="append", default=[], help="may be given several times")
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    sub.add_argument("--top-k", type=int, default=0)
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("convert", _convert, "a Hugging Face directory to a run's checkpoint, or back")
+    sub.add_argument("direction", choices=("import", "export"))
+    sub.add_argument("source", help="import: a Hugging Face directory; export: a run directory")
+    sub.add_argument("target")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the written tensors")
+    sub.add_argument("--max-shard-size", default="5GB")
+
+    sub = command("report", _report, "one HTML file about a run")
+    sub.add_argument("run", metavar="RUN", help="a run directory")
+    return parser
+
+
+def _quiet_start() -> None:
+    """Settings that must stand before jax starts."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if cache is None:
+        home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(home, "vrrl_jax", "jax")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _recipe(args, cls):
+    """The configuration of a run, its directory named after the recipe."""
+    from vrrl_jax.config import load
+    from vrrl_jax.log import default_run_dir
+
+    config = load(args.config, args.overrides, cls)
+    if config.run_dir is None and not args.resume:
+        import dataclasses
+
+        config = dataclasses.replace(config, run_dir=default_run_dir(args.config))
+    return config
+
+
+def _train(args) -> None:
+    from vrrl_jax import train
+    from vrrl_jax.config import TrainConfig
+
+    train.main(_recipe(args, TrainConfig), resume=args.resume)
+
+
+def _sft(args) -> None:
+    from vrrl_jax import sft
+    from vrrl_jax.config import SftConfig
+
+    sft.main(_recipe(args, SftConfig), resume=args.resume)
+
+
+def _eval(args) -> None:
+    from vrrl_jax import evaluate
+
+    evaluate.main(args.checkpoint, args.config, args.overrides, args.output)
+
+
+def _generate(args) -> None:
+    import jax
+
+    from vrrl_jax.checkpoint import hf
+    from vrrl_jax.inference import answer
+    from vrrl_jax.processing.images import open_image
+    from vrrl_jax.processing.processor import load_processor
+
+    images = [open_image(path) for path in args.image]
+    policy, params = hf.load_pretrained(args.checkpoint)
+    print(
+        answer(
+            policy,
+            params,
+            load_processor(policy.directory),
+            args.prompt,
+            images,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            key=jax.random.key(args.seed),
+        )
+    )
+
+
+def _convert(args) -> None:
+    from vrrl_jax.checkpoint import convert
+
+    direction = convert.to_checkpoint if args.direction == "import" else convert.to_hugging_face
+    options = {"dtype": args.dtype}
+    if args.direction == "export":
+        options["max_shard_size"] = args.max_shard_size
+    print(direction(args.source, args.target, **options))
+
+
+def _report(args) -> None:
+    from vrrl_jax.report import write_report
+
+    if not pathlib.Path(args.run).is_dir():
+        raise FileNotFoundError(f"{args.run}: no such run directory")
+    print(write_report(args.run))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""From questions to the episodes of a step: modes, roll-in, online filtering."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from vrrl_jax.config import FilterConfig, ModesConfig, RollInConfig
+from vrrl_jax.parallel.mesh import put_rows, replicated, row_sharding
+from vrrl_jax.rl import mixing, prefix_buffer
+from vrrl_jax.rollout.episodes import Group
+from vrrl_jax.types import Episode
+
+# What the run's key is folded with first, so that no two uses of the seed meet.
+MODES_KEY, PREFIX_KEY, MASK_KEY, SAMPLE_KEY, SHUFFLE_KEY = range(1, 6)
+
+
+def key_for(key: jax.Array, purpose: int, *numbers: int) -> jax.Array:
+    """The run's key folded with a purpose and what it is drawn for (step, try)."""
+    for number in (purpose, *numbers):
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+def question_order(seed: int, examples: int, epoch: int) -> np.ndarray:
+    """The permutation of example ids that epoch `epoch` walks through."""
+    return np.random.default_rng((seed, SHUFFLE_KEY, epoch)).permutation(examples)
+
+
+def next_questions(seed: int, examples: int, cursor: int, count: int) -> tuple[list[int], int]:
+    """The next `count` ids from position `cursor` (counted over epochs) and the new position."""
+    ids: list[int] = []
+    while len(ids) < count:
+        epoch, offset = divmod(cursor, examples)
+        taken = question_order(seed, examples, epoch)[offset : offset + count - len(ids)]
+        ids += taken.tolist()
+        cursor += len(taken)
+    return ids, cursor
+
+
+# --- prefixes ----------------------------------------------------------------------------------
+
+
+def empty_prefixes(
+    config: RollInConfig, reply_tokens: int, mesh: Mesh | None = None
+) -> prefix_buffer.State:
+    """An empty buffer for prefixes of up to max_prefix_turns replies of `reply_tokens` tokens.
+
+    Over a mesh its payload is split by rows, its metadata replicated.
+    """
+    shape = (config.max_prefix_turns, reply_tokens)
+    payload = {
+        "tokens": jnp.zeros(shape, jnp.int32),
+        "logprobs": jnp.zeros(shape, jnp.float32),
+        "counts": jnp.zeros(shape[:1], jnp.int32),
+    }
+    buffer = prefix_buffer.init(payload, config.capacity)
+    if mesh is None:
+        return buffer
+    placed = jax.device_put(buffer._replace(payload=None), replicated(mesh))
+    return placed._replace(payload=put_rows(mesh, buffer.payload))
+
+
+def _constrained(buffer: prefix_buffer.State, mesh: Mesh | None) -> prefix_buffer.State:
+    """Keeps the buffer's layout through a program."""
+    if mesh is None:
+        return buffer
+    keep = jax.lax.with_sharding_constraint
+    rows = row_sharding(mesh)
+    return keep(buffer._replace(payload=None), replicated(mesh))._replace(
+        payload=jax.tree.map(lambda a: keep(a, rows), buffer.payload)
+    )
+
+
+def _mesh_of(buffer: prefix_buffer.State) -> Mesh | None:
+    sharding = buffer.payload["tokens"].sharding
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+def prefix_of(episode: Episode, config: RollInConfig) -> dict[str, Any] | None:
+    """The prefix that an episode leaves behind: all its replies but the clean commit.
+
+    None where the episode was rolled in itself, didn't end in a clean commit, or proposed more
+    than `max_prefix_turns` times.
+    """
+    proposals = len(episode.texts) - 1
+    if episode.mode == "roll_in" or not episode.rewards["clean_commit"]:
+        return None
+    if not 1 <= proposals <= config.max_prefix_turns:
+        return None
+    spans = episode.spans[:proposals]
+    return {
+        "tokens": [episode.tokens[a:b] for a, b in spans],
+        "logprobs": [episode.logprobs[a:b] for a, b in spans],
+        "question": episode.question,
+        "turns": proposals,
+        "right": bool(episode.rewards["commit_em"]),
+    }
+
+
+def collect_prefixes(
+    buffer: prefix_buffer.State,
+    episodes: list[Episode],
+    config: RollInConfig,
+    step: int,
+) -> tuple[prefix_buffer.State, int]:
+    """Adds the prefixes of a rollout; (buffer, how many were offered). Shapes are fixed by the
+    number of episodes, so that one program serves the run."""
+    _, turns, width = buffer.payload["tokens"].shape
+    n = len(episodes)
+    tokens = np.zeros((n, turns, width), np.int32)
+    logprobs = np.zeros((n, turns, width), np.float32)
+    counts = np.zeros((n, turns), np.int32)
+    question, length = np.zeros(n, np.int32), np.zeros(n, np.int32)
+    right, mask = np.zeros(n, bool), np.zeros(n, bool)
+    for i, episode in enumerate(episodes):
+        prefix = prefix_of(episode, config)
+        if prefix is None:
+            continue
+        for u, (ids, values) in enumerate(zip(prefix["tokens"], prefix["logprobs"], strict=True)):
+            tokens[i, u, : len(ids)], logprobs[i, u, : len(ids)] = ids, values
+            counts[i, u] = len(ids)
+        question[i], length[i] = prefix["question"], prefix["turns"]
+        right[i], mask[i] = prefix["right"], True
+    payload = {"tokens": tokens, "logprobs": logprobs, "counts": counts}
+    limit = config.max_per_question
+    buffer = _add(buffer, payload, question, length, right, step, mask, limit, _mesh_of(buffer))
+    return buffer, int(mask.sum())
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=8)
+def _add(buffer, payload, question, turns, right, step, mask, max_per_question, mesh):
+    buffer = prefix_buffer.add(
+        buffer,
+        payload,
+        question=question,
+        turns=turns,
+        right=right,
+        step=step,
+        mask=mask,
+        max_per_question=max_per_question,
+    )
+    return _constrained(buffer, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 8), donate_argnums=0)
+def _draw(buffer, key, n, step, min_size, wrong_ratio, max_staleness, count, mesh):
+    """Samples with one restart: when unused prefixes run out, a new round begins."""
+    limits = {"step": step, "min_size": min_size, "max_staleness": max_staleness}
+    left = prefix_buffer.num_available(buffer, **limits)
+    buffer = jax.lax.cond(left < count, prefix_buffer.reset_used, lambda b: b, buffer)
+    buffer, slots, ok = prefix_buffer.sample(
+        buffer, key, n, wrong_ratio=wrong_ratio, count=count, **limits
+    )
+    buffer = _constrained(buffer, mesh)
+    drawn = prefix_buffer.gather(buffer, slots)
+    return buffer, drawn, ok, buffer.question[slots], buffer.turns[slots], buffer.right[slots]
+
+
+# --- groups ------------------------------------------------------------------------------------
+
+
+def make_groups(
+    ids: list[int],
+    examples: list[Any],
+    buffer: prefix_buffer.State | None,
+    modes: ModesConfig,
+    roll_in: RollInConfig,
+    opening: str,
+    key: jax.Array,
+    step: int,
+    attempt: int,
+) -> tuple[list[Group], prefix_buffer.State | None]:
+    """One group a question, each in the mode drawn for it.
+
+    A rolled-in group takes everything (chat, pictures, truth) from its prefix's own question; the
+    batch's question waits for no one and is not played.
+    """
+    n = len(ids)
+    weights = np.float32([modes.normal, modes.rtm, modes.roll_in])
+    staleness = 2**30 if roll_in.max_staleness is None else roll_in.max_staleness
+    drawn = np.asarray(mixing.draw_modes(key_for(key, MODES_KEY, step, attempt), n, weights))
+    wanted = int((drawn == mixing.ROLL_IN).sum())
+    prefixes: list[Group] = []
+    if buffer is not None and wanted:
+        prefix_key = key_for(key, PREFIX_KEY, step, attempt)
+        least, ratio = roll_in.min_size, roll_in.wrong_ratio
+        buffer, payload, ok, question, turns, right = _draw(
+            buffer, prefix_key, n, step, least, ratio, staleness, wanted, _mesh_of(buffer)
+        )
+        payload, ok, question, turns, right = jax.device_get((payload, ok, question, turns, right))
+        for i in np.flatnonzero(ok):
+            counts = payload["counts"][i, : turns[i]]
+            prefixes.append(
+                Group(
+                    question=int(question[i]),
+                    example=examples[int(question[i])],
+                    mode="roll_in",
+                    prefix=tuple(payload["tokens"][i, u, :c] for u, c in enumerate(counts)),
+                    prefix_logprobs=tuple(
+                        payload["logprobs"][i, u, :c] for u, c in enumerate(counts)
+                    ),
+                    prefix_right=bool(right[i]),
+                    opening=opening if roll_in.force_think and not right[i] else "",
+                )
+            )
+    groups = []
+    for i, mode in zip(ids, drawn, strict=True):
+        if mode == mixing.ROLL_IN and prefixes:
+            groups.append(prefixes.pop())
+            continue
+        # Roll-in falls back to turn masking while the buffer is too small.
+        name = mixing.MODES[mixing.RTM if mode == mixing.ROLL_IN else mode]
+        groups.append(Group(question=i, example=examples[i], mode=name))
+    return groups, buffer
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """The episodes of a step.
+
+    Attributes:
+      episodes: those to train on, whole groups, at most `questions` of them.
+      generated: every episode that was rolled out, filtered ones included.
+      cursor: position in the stream of questions afterwards.
+      buffer: the prefix buffer afterwards.
+      metrics: counters and figures.
+    """
+
+    episodes: list[Episode]
+    generated: list[Episode]
+    cursor: int
+    buffer: prefix_buffer.State | None
+    metrics: dict[str, float]
+
+
+def by_group(episodes: list[Episode], samples: int) -> list[list[Episode]]:
+    """Episodes in order as one list a group."""
+    return [episodes[i : i + samples] for i in range(0, len(episodes), samples)]
+
+
+def keeps(group: list[Episode], config: FilterConfig) -> bool:
+    """Whether a group's mean score lies strictly inside the filter's band."""
+    mean = float(np.mean([e.rewards["total"] for e in group]))
+    return config.low < mean < config.high
+
+
+def collect(
+    play: Callable[[list[Group], int], tuple[list[Episode], dict[str, float]]],
+    draw_groups: Callable[[int, int, Any], tuple[list[Group], int, Any]],
+    absorb: Callable[[Any, list[Episode]], tuple[Any, int]],
+    *,
+    cursor: int,
+    buffer: Any,
+    questions: int,
+    samples: int,
+    filtering: FilterConfig,
+) -> Collected:
+    """Rolls out until enough groups pass the filter, or its tries are spent.
+
+    Args:
+      play: (groups, try) -> (episodes, figures).
+      draw_groups: (cursor, try, buffer) -> (groups, cursor, buffer).
+      absorb: (buffer, episodes) -> (buffer, prefixes offered).
+    """
+    kept: list[list[Episode]] = []
+    generated: list[Episode] = []
+    offered = dropped = 0
+    figures: list[dict[str, float]] = []
+    tries = filtering.max_tries if filtering.enabled else 1
+    for attempt in range(tries):
+        groups, cursor, buffer = draw_groups(cursor, attempt, buffer)
+        episodes, played = play(groups, attempt)
+        figures.append(played)
+        # Groups are numbered through the tries of a step.
+        first = attempt * len(groups)
+        episodes = [dataclasses.replace(e, group=e.group + first) for e in episodes]
+        generated += episodes
+        buffer, new = absorb(buffer, episodes)
+        offered += new
+        for group in by_group(episodes, samples):
+            if filtering.enabled and not keeps(group, filtering):
+                dropped += 1
+            else:
+                kept.append(group)
+        if len(kept) >= questions:
+            break
+    seconds = sum(f["rollout_seconds"] for f in figures)
+    sampled = sum(f["sampled_tokens"] for f in figures)
+    metrics = {
+        "rollout_seconds": seconds,
+        "tokens_per_second": sampled / seconds,
+        "decode_occupancy": float(np.mean([f["decode_occupancy"] for f in figures])),
+        "count/rollouts": len(figures),
+        "count/groups_filtered": dropped,
+        "count/groups_left_over": max(0, len(kept) - questions),
+        "count/prefixes_offered": offered,
+        "count/roll_in_groups": sum(e.mode == "roll_in" for e in generated) // samples,
+        "count/rtm_groups": sum(e.mode == "rtm" for e in generated) // samples,
+    }
+    chosen = [episode for group in kept[:questions] for episode in group]
+    return Collected(chosen, generated, cursor, buffer, metrics)

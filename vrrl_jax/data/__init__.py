@@ -1,0 +1,1 @@
+from vrrl_jax.data import frozenlake as frozenlake

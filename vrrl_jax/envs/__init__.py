@@ -1,0 +1,1 @@
+from vrrl_jax.envs import frozenlake as frozenlake

@@ -1,0 +1,307 @@
+"""Where tokens and patches go: M-RoPE positions, window order, packing. numpy only.
+
+Everything here runs on the host, once per picture size or once per batch; the device receives
+finished index arrays. Source of the formulae: Qwen2.5-VL (arXiv 2502.13923), section 2.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from vrrl_jax.types import Picture, Pictures, Rows, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureLayout:
+    """How a vision tower wants its patches.
+
+    Attributes:
+      merge: side of a merged unit in patches; one unit becomes one token.
+      window: side of an attention window in merged units, or None where no block uses windows.
+      image_id: token id of the picture placeholder.
+    """
+
+    merge: int
+    window: int | None
+    image_id: int
+
+    @property
+    def block(self) -> int:
+        """Patches of an aligned block: a padded window, or one merged unit without windows."""
+        side = 1 if self.window is None else self.window
+        return (side * self.merge) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PackShape:
+    """The static shape of packed rows: `rows` R, `tokens` T, `slots` K, `patches` P."""
+
+    rows: int
+    tokens: int
+    slots: int
+    patches: int
+
+
+def token_count(grid: tuple[int, int, int], merge: int) -> int:
+    """Tokens that a picture of `grid` (frames, rows, columns in patches) takes."""
+    frames, rows, columns = grid
+    return frames * rows * columns // merge**2
+
+
+@functools.lru_cache(maxsize=4096)
+def patch_order(
+    grid: tuple[int, int, int], layout: PictureLayout
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The tower's order of a picture's patches, windows padded to whole blocks.
+
+    Returns:
+      order: int32 [slots], index into the picture's patches, -1 in padding.
+      coords: int32 [slots, 2], row and column of the patch in the picture.
+      frames: int32 [slots], frame counted from 1, 0 in padding.
+      units: int32 [tokens], for each token of the picture the merged unit (slot // merge**2).
+    """
+    t, h, w = grid
+    m = layout.merge
+    uh, uw = h // m, w // m
+    units = np.arange(t * uh * uw, dtype=np.int32).reshape(t, uh, uw)
+    if layout.window is None:
+        unit_slots = units.ravel()
+    else:
+        side, blocks = layout.window, []
+        for frame in units:
+            for i in range(0, uh, side):
+                for j in range(0, uw, side):
+                    block = np.full(side * side, -1, np.int32)
+                    inside = frame[i : i + side, j : j + side].ravel()
+                    block[: inside.size] = inside
+                    blocks.append(block)
+        unit_slots = np.concatenate(blocks)
+
+    patch = unit_slots[:, None] * m * m + np.arange(m * m, dtype=np.int32)
+    order = np.where(unit_slots[:, None] >= 0, patch, -1).reshape(-1).astype(np.int32)
+    # Merge-block order: block row, block column, then m x m inside.
+    rows, columns = np.divmod(np.arange(h * w), w)
+    to_blocks = (uh, m, uw, m)
+    rows = np.tile(rows.reshape(to_blocks).transpose(0, 2, 1, 3).ravel(), t)
+    columns = np.tile(columns.reshape(to_blocks).transpose(0, 2, 1, 3).ravel(), t)
+    valid = order >= 0
+    coords = np.where(valid[:, None], np.stack([rows[order], columns[order]], -1), 0)
+    frames = np.where(valid, order // (h * w) + 1, 0)
+    inverse = np.empty(units.size, np.int32)
+    inverse[unit_slots[unit_slots >= 0]] = np.flatnonzero(unit_slots >= 0)
+    return order, coords.astype(np.int32), frames.astype(np.int32), inverse
+
+
+def positions(
+    tokens: np.ndarray, grids: Iterable[tuple[int, int, int]], layout: PictureLayout, start: int = 0
+) -> tuple[np.ndarray, int]:
+    """M-RoPE position ids of a run of tokens that follows `start` positions.
+
+    Text advances all three axes by one; a picture of h' x w' merged units occupies one time
+    step a frame and advances by max(frames, h', w').
+
+    Args:
+      tokens: int [t].
+      grids: of the pictures whose placeholder runs stand in `tokens`, in order.
+      layout: names the placeholder and the merge size.
+      start: the position of the first token.
+
+    Returns:
+      (int32 [3, t], the position of the token after the last).
+
+    Raises:
+      ValueError: placeholder runs and grids don't match.
+    """
+    tokens = np.asarray(tokens)
+    out = np.empty((3, tokens.size), np.int32)
+    is_picture = tokens == layout.image_id
+    remaining = list(grids)
+    at, current = 0, start
+    edges = np.flatnonzero(np.diff(is_picture.astype(np.int8))) + 1
+    for end in [*edges.tolist(), tokens.size]:
+        n = end - at
+        if n == 0:
+            continue
+        if not is_picture[at]:
+            out[:, at:end] = np.arange(current, current + n, dtype=np.int32)
+            current += n
+        else:
+            if not remaining:
+                raise ValueError(f"{n} picture tokens at {at} but no picture is left for them")
+            frames, rows, columns = remaining.pop(0)
+            rows, columns = rows // layout.merge, columns // layout.merge
+            if frames * rows * columns != n:
+                raise ValueError(
+                    f"a run of {n} picture tokens at {at} for a picture of "
+                    f"{frames} x {rows} x {columns} = {frames * rows * columns} tokens"
+                )
+            index = np.indices((frames, rows, columns), dtype=np.int32).reshape(3, -1)
+            out[:, at:end] = index + current
+            current += max(frames, rows, columns)
+        at = end
+    if remaining:
+        raise ValueError(f"{len(remaining)} pictures have no placeholder tokens")
+    return out, current
+
+
+def slot_patches(grid: tuple[int, int, int], layout: PictureLayout) -> int:
+    """Patch slots that a picture takes in the tower, window padding included."""
+    return patch_order(tuple(grid), layout)[0].size
+
+
+def bucket(n: int, smallest: int = 2) -> int:
+    """The smallest of `smallest` times 1, 1.5, 2, 3, 4, 6, 8, ... that holds n.
+
+    Steps of at most a half keep programs few and padding under a third.
+    """
+    power = smallest
+    while True:
+        for size in (power, power * 3 // 2):
+            if size >= n:
+                return size
+        power *= 2
+
+
+def pack_pictures(
+    rows: Seq[Seq[Picture]], layout: PictureLayout, slots: int, patches: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[np.ndarray]]]:
+    """Pictures of each row into K slots of P patches, first fit; small ones share a slot.
+
+    Returns:
+      patches [R, K, P, F], coords [R, K, P, 2], segments [R, K, P] as in `Pictures`, and for
+      every picture the merged unit of its row that each of its tokens shows.
+
+    Raises:
+      ValueError: a row's pictures don't fit.
+    """
+    first = next((p for row in rows for p in row), None)
+    features = 1 if first is None else first.patches.shape[-1]
+    dtype = np.uint8 if first is None else first.patches.dtype
+    data = np.zeros((len(rows), slots, patches, features), dtype)
+    coords = np.zeros((len(rows), slots, patches, 2), np.int32)
+    segments = np.zeros((len(rows), slots, patches), np.int32)
+    unit = layout.merge**2
+    sources: list[list[np.ndarray]] = []
+    for r, pictures in enumerate(rows):
+        filled = [0] * slots
+        used = [0] * slots  # segments already given out in a slot
+        sources.append([])
+        for picture in pictures:
+            order, places, frames, inverse = patch_order(tuple(picture.grid), layout)
+            n = order.size
+            k = next((k for k in range(slots) if filled[k] + n <= patches), None)
+            if k is None:
+                raise ValueError(
+                    f"row {r}: a picture of {n} patches doesn't fit into {slots} slots of "
+                    f"{patches}; filled so far: {filled}"
+                )
+            at = slice(filled[k], filled[k] + n)
+            if layout.window is None:
+                data[r, k, at] = picture.patches
+            else:
+                data[r, k, at] = np.where((order >= 0)[:, None], picture.patches[order], 0)
+            coords[r, k, at] = places
+            segments[r, k, at] = np.where(frames > 0, frames + used[k], 0)
+            sources[r].append(inverse + (k * patches + filled[k]) // unit)
+            used[k] += int(frames.max())
+            filled[k] += n
+    return data, coords, segments, sources
+
+
+def assign_rows(sequences: Seq[Sequence], layout: PictureLayout, shape: PackShape) -> list[int]:
+    """First-fit-decreasing assignment of sequences to rows; -1 where one found no room."""
+    tokens_left = [shape.tokens] * shape.rows
+    slots_left = [[shape.patches] * shape.slots for _ in range(shape.rows)]
+    assignment = [-1] * len(sequences)
+    for i in _longest_first(sequences):
+        sequence = sequences[i]
+        needs = [slot_patches(p.grid, layout) for p in sequence.pictures]
+        for r in range(shape.rows):
+            if tokens_left[r] < sequence.tokens.size:
+                continue
+            trial = list(slots_left[r])
+            for need in needs:
+                k = next((k for k, left in enumerate(trial) if left >= need), None)
+                if k is None:
+                    break
+                trial[k] -= need
+            else:
+                tokens_left[r] -= sequence.tokens.size
+                slots_left[r] = trial
+                assignment[i] = r
+                break
+    return assignment
+
+
+def _longest_first(sequences: Seq[Sequence]) -> list[int]:
+    return sorted(range(len(sequences)), key=lambda i: -sequences[i].tokens.size)
+
+
+def pack(
+    sequences: Seq[Sequence],
+    layout: PictureLayout,
+    shape: PackShape,
+    assignment: Seq[int] | None = None,
+) -> tuple[Rows, dict[str, np.ndarray]]:
+    """Sequences into rows with segment ids, their fields beside them.
+
+    Args:
+      sequences: any number; each carries the same field names.
+      layout: the tower's layout.
+      shape: rows, tokens, slots and patches of the result.
+      assignment: the row of each sequence (`assign_rows` by default); -1 leaves it out.
+
+    Returns:
+      (Rows, fields): every field [R, T, ...], zero in padding, plus "sequence" int32 [R, T]: the
+      index of the sequence a token belongs to, -1 in padding.
+
+    Raises:
+      ValueError: a sequence found no room (with the default assignment) or a row overflows.
+    """
+    if assignment is None:
+        assignment = assign_rows(sequences, layout, shape)
+        if -1 in assignment:
+            lost = [i for i, r in enumerate(assignment) if r < 0]
+            raise ValueError(f"{len(lost)} of {len(sequences)} sequences don't fit into {shape}")
+    tokens = np.zeros((shape.rows, shape.tokens), np.int32)
+    position = np.zeros((3, shape.rows, shape.tokens), np.int32)
+    segments = np.zeros((shape.rows, shape.tokens), np.int32)
+    source = np.full((shape.rows, shape.tokens), -1, np.int32)
+    members: list[list[int]] = [[] for _ in range(shape.rows)]
+    # In the order in which room was found for them: first fit of pictures depends on it.
+    for i in _longest_first(sequences):
+        if assignment[i] >= 0:
+            members[assignment[i]].append(i)
+    fields = {"sequence": np.full((shape.rows, shape.tokens), -1, np.int32)}
+    for name, value in (sequences[0].fields if sequences else {}).items():
+        fields[name] = np.zeros((shape.rows, shape.tokens, *value.shape[1:]), value.dtype)
+
+    pictures = [[p for i in row for p in sequences[i].pictures] for row in members]
+    data, coords, picture_segments, sources = pack_pictures(
+        pictures, layout, shape.slots, shape.patches
+    )
+    for r, row in enumerate(members):
+        at, unit_runs = 0, iter(sources[r])
+        for s, i in enumerate(row):
+            sequence = sequences[i]
+            here = slice(at, at + sequence.tokens.size)
+            if here.stop > shape.tokens:
+                raise ValueError(f"row {r} needs {here.stop} tokens, the shape has {shape.tokens}")
+            tokens[r, here] = sequence.tokens
+            grids = [p.grid for p in sequence.pictures]
+            position[:, r, here], _ = positions(sequence.tokens, grids, layout)
+            segments[r, here] = s + 1
+            fields["sequence"][r, here] = i
+            if grids:
+                shown = at + np.flatnonzero(sequence.tokens == layout.image_id)
+                source[r, shown] = np.concatenate([next(unit_runs) for _ in grids])
+            for name, value in sequence.fields.items():
+                fields[name][r, here] = value
+            at = here.stop
+    packed = Pictures(data, coords, picture_segments, source)
+    return Rows(tokens, position, segments, packed), fields

@@ -1,0 +1,100 @@
+"""What both towers are made of: RMS norm, rotary angles, grouped attention, gated MLP."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, in float32: squares of bfloat16 activations lose the mean."""
+
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+        return (x * scale).astype(self.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate x) * up x)."""
+
+    intermediate: int
+    bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        dense = lambda n, name: nn.Dense(n, use_bias=self.bias, dtype=self.dtype, name=name)
+        gated = nn.silu(dense(self.intermediate, "gate_proj")(x))
+        return dense(x.shape[-1], "down_proj")(gated * dense(self.intermediate, "up_proj")(x))
+
+
+def text_angles(positions, head_dim: int, theta: float, section: tuple[int, int, int]):
+    """M-RoPE angles: contiguous sections of the frequencies read time, height and width.
+
+    Args:
+      positions: int32 [3, R, T].
+
+    Returns:
+      (cos, sin), float32 [R, T, head_dim / 2].
+    """
+    inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    axis = np.repeat(np.arange(3), section)
+    angles = jnp.moveaxis(positions[axis].astype(jnp.float32), 0, -1) * inverse
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def vision_angles(coords, head_dim: int, theta: float):
+    """Two-dimensional RoPE angles: half the frequencies read the row, half the column.
+
+    Args:
+      coords: int32 [..., 2].
+
+    Returns:
+      (cos, sin), float32 [..., head_dim / 2].
+    """
+    quarter = head_dim // 4
+    inverse = theta ** (-np.arange(quarter, dtype=np.float32) / quarter)
+    angles = coords.astype(jnp.float32)[..., None] * inverse
+    angles = angles.reshape(*coords.shape[:-1], 2 * quarter)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x, cos, sin):
+    """Rotary embedding, half-split pairs, in float32. x [..., T, N, H]; cos [..., T, H / 2]."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def attend(q, k, v, mask):
+    """Grouped-query attention: key-value head g serves query heads g * N/G .. (g + 1) * N/G - 1.
+
+    Args:
+      q: [B, T, N, H].  k, v: [B, S, G, H].
+      mask: bool [B, T, S]; a row without any True gives a finite, meaningless average.
+
+    Returns:
+      [B, T, N * H].
+    """
+    b, t, n, h = q.shape
+    s, g = k.shape[1:3]
+    # Batch axes lead, and a group's query heads share one product with its keys.
+    q = q.reshape(b, t, g, n // g, h).transpose(0, 2, 3, 1, 4).reshape(b, g, n // g * t, h)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bgqh,bgsh->bgqs", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, g, n // g, t, s) * h**-0.5
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    # Normalised after the product: H numbers a query to divide, not S.
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum("bgqs,bgsh->bgqh", weights.astype(v.dtype).reshape(b, g, -1, s), v)
+    out = (out.reshape(b, g, n // g, t, h) / total).astype(v.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n * h)

@@ -1,0 +1,392 @@
+"""A policy as plain functions of (policy, params, ...): forward, log-probs, values, cache.
+
+`Policy` is what is fixed at trace time, hashable, hence a static argument of jit. Parameters
+are a plain nested dict of float32 master arrays; the compute dtype is the policy's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vrrl_jax.models.config import ModelConfig
+from vrrl_jax.models.decoder import DecoderBlock, scanned
+from vrrl_jax.models.layers import RMSNorm, text_angles
+from vrrl_jax.models.vision import VisionTower
+from vrrl_jax.types import Array, Pictures, Rows
+
+Params = dict[str, Any]
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Float32 logits of one chunk: 2**24 elements are 64 MB.
+CHUNK_ELEMENTS = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What is static about a policy.
+
+    Attributes:
+      config: architecture.
+      compute_dtype: of activations, products and the cache.
+      value_head: whether parameters hold a scalar head.
+      remat: recompute blocks in the backward pass.
+      stop_ids: end-of-turn tokens.
+      image_mean, image_std: normalisation of raw pictures.
+      mesh: where rows are sharded over (data, fsdp); None for one device.
+      directory: the Hugging Face directory it came from.
+    """
+
+    config: ModelConfig
+    compute_dtype: str = "float32"
+    value_head: bool = False
+    remat: bool = False
+    stop_ids: tuple[int, ...] = ()
+    image_mean: tuple[float, ...] = CLIP_MEAN
+    image_std: tuple[float, ...] = CLIP_STD
+    mesh: Mesh | None = None
+    directory: str | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute_dtype)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Ids that stand for picture features and must never be sampled."""
+        return (self.config.image_token_id, self.config.video_token_id)
+
+
+class QwenVL(nn.Module):
+    """The whole model; its methods are called through the functions below."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+    remat: bool
+    with_value_head: bool
+
+    def setup(self):
+        text = self.config.text
+        self.visual = VisionTower(self.config.vision, self.dtype, self.remat)
+        self.embed_tokens = nn.Embed(text.vocab_size, text.width, dtype=self.dtype)
+        self.layers = scanned(text, self.dtype, self.remat)
+        self.norm = RMSNorm(text.eps, self.dtype)
+        if not text.tied:
+            self.lm_head = nn.Dense(text.vocab_size, use_bias=False, dtype=self.dtype)
+        if self.with_value_head:
+            self.value_head = nn.Dense(1, dtype=jnp.float32, kernel_init=nn.initializers.zeros)
+
+    def encode(self, patches, coords, segments):
+        return self.visual(patches, coords, segments)
+
+    def embed(self, tokens, source, units):
+        """Token embeddings [R, T, D] with picture units [R, K * U, D] in their places."""
+        x = self.embed_tokens(tokens)
+        if units is None:
+            return x
+        shown = jnp.take_along_axis(units, jnp.maximum(source, 0)[..., None], 1)
+        return jnp.where((source >= 0)[..., None], shown.astype(x.dtype), x)
+
+    def decode_rows(self, x, positions, segments):
+        """Embeddings [R, T, D] -> final hidden states [R, T, D], causal within segments."""
+        text = self.config.text
+        cos, sin = text_angles(positions, text.head_dim, text.rope_theta, text.mrope_section)
+        t = x.shape[1]
+        causal = np.tril(np.ones((t, t), bool))
+        mask = causal & (segments[:, :, None] == segments[:, None, :])
+        x, _ = self.layers(x, cos, sin, mask)
+        return self.norm(x)
+
+    def __call__(self, rows: Rows):
+        """For initialisation alone: touches every parameter."""
+        x = self.embed(rows.tokens, None, None)
+        pictures = rows.pictures
+        self.encode(pictures.patches, pictures.coords, pictures.segments)
+        x = self.decode_rows(x, rows.positions, rows.segments)
+        if not self.config.text.tied:
+            self.lm_head(x)
+        if self.with_value_head:
+            self.value_head(x)
+        return x
+
+
+def module(policy: Policy) -> QwenVL:
+    """The Flax module; equal policies give equal modules, so jit caches hit."""
+    return QwenVL(policy.config, policy.dtype, policy.remat, policy.value_head)
+
+
+def abstract_params(policy: Policy) -> Params:
+    """Shapes of all parameters, float32, without allocating any."""
+    vision = policy.config.vision
+    side = vision.merge * max(vision.window, 1)
+    features = vision.channels * vision.temporal * vision.patch**2
+    picture = Pictures(
+        jnp.zeros((1, side**2, features)),
+        jnp.zeros((1, side**2, 2), jnp.int32),
+        jnp.ones((1, side**2), jnp.int32),
+        jnp.full((1, 2), -1),
+    )
+    ones = jnp.ones((1, 2), jnp.int32)
+    rows = Rows(ones, jnp.zeros((3, 1, 2), jnp.int32), ones, picture)
+    return jax.eval_shape(module(policy).init, jax.random.key(0), rows)["params"]
+
+
+def init_params(policy: Policy, seed: int) -> Params:
+    """Fresh parameters drawn with numpy: the same on every backend and version.
+
+    Kernels are normal with deviation 1/sqrt(fan in), embeddings 0.02 * sqrt(1024 / width) capped
+    at 0.1, norm scales one, biases and the value head zero.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name, parent = path[-1].key, path[-2].key
+        if name == "scale":
+            return np.ones(leaf.shape, np.float32)
+        if name == "bias" or parent == "value_head":
+            return np.zeros(leaf.shape, np.float32)
+        scale = leaf.shape[-2] ** -0.5
+        if name == "embedding":
+            scale = min(0.1, 0.02 * math.sqrt(1024 / leaf.shape[-1]))
+        return (rng.standard_normal(leaf.shape, np.float32) * scale).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(policy))
+
+
+# --- forward -----------------------------------------------------------------------------------
+
+
+def features(policy: Policy, patches: Array) -> Array:
+    """Patches as the tower's input: raw uint8 [..., C * p * p] are normalised and repeated over
+    the temporal patch; floats are a processor's `pixel_values` and pass through."""
+    if patches.dtype != jnp.uint8:
+        return patches.astype(policy.dtype)
+    vision = policy.config.vision
+    x = patches.reshape(*patches.shape[:-1], vision.channels, -1).astype(jnp.float32)
+    mean, std = np.float32(policy.image_mean), np.float32(policy.image_std)
+    x = ((x / 255 - mean[:, None]) / std[:, None]).astype(policy.dtype)
+    x = jnp.repeat(x[..., :, None, :], vision.temporal, -2)
+    return x.reshape(*patches.shape[:-1], -1)
+
+
+def encode_pictures(policy: Policy, params: Params, pictures: Pictures) -> Array:
+    """Picture slots to embeddings [R, K * P / merge**2, D], one for each merged unit."""
+    r, k, p, _ = pictures.patches.shape
+    flat = lambda a: a.reshape(r * k, *a.shape[2:])
+    x = constrain_rows(policy, features(policy, flat(pictures.patches)))
+    units = module(policy).apply(
+        {"params": params}, x, flat(pictures.coords), flat(pictures.segments), method="encode"
+    )
+    return units.reshape(r, -1, units.shape[-1])
+
+
+def hidden_states(policy: Policy, params: Params, rows: Rows) -> Array:
+    """Final hidden states [R, T, D] of packed rows, the compute dtype."""
+    units = source = None
+    if rows.pictures is not None:
+        units, source = encode_pictures(policy, params, rows.pictures), rows.pictures.source
+    call = functools.partial(module(policy).apply, {"params": params})
+    x = constrain_rows(policy, call(rows.tokens, source, units, method="embed"))
+    return call(x, rows.positions, rows.segments, method="decode_rows")
+
+
+def head_kernel(policy: Policy, params: Params) -> Array:
+    """The output projection [D, V]; the transposed embedding where the head is tied."""
+    if policy.config.text.tied:
+        return params["embed_tokens"]["embedding"].T
+    return params["lm_head"]["kernel"]
+
+
+def logits(policy: Policy, params: Params, hidden: Array) -> Array:
+    """float32 [..., V], raw: no temperature, nothing masked."""
+    kernel = head_kernel(policy, params).astype(policy.dtype)
+    return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def forward(policy: Policy, params: Params, rows: Rows) -> Array:
+    """Raw logits float32 [R, T, V]. For scoring, `token_logprobs` never builds them whole."""
+    return logits(policy, params, hidden_states(policy, params, rows))
+
+
+def sampling_logits(policy: Policy, raw: Array, temperature: Array | float) -> Array:
+    """Raw logits over temperature (0 counts as 1), placeholders at -inf: what `logprobs` mean."""
+    temperature = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
+    ids = jnp.asarray(policy.placeholder_ids)
+    banned = (jnp.arange(raw.shape[-1])[:, None] == ids).any(-1)
+    return jnp.where(banned, -jnp.inf, raw / temperature)
+
+
+def emitting(hidden: Array) -> Array:
+    """Shifts [R, T, D] right by one: entry t is the state that emits token t, zeros at 0."""
+    return jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
+def token_logprobs(
+    policy: Policy,
+    params: Params,
+    hidden: Array,
+    targets: Array,
+    *,
+    temperature: Array | float = 1.0,
+) -> tuple[Array, Array]:
+    """Log-probabilities of tokens under the states that emit them, and the entropy there.
+
+    The vocabulary is read in chunks of tokens whose logits are recomputed in the backward pass,
+    so that [R, T, V] never exists.
+
+    Args:
+      hidden: [R, T, D] from `hidden_states`; entry t - 1 emits token t.
+      targets: int32 [R, T], or [R, T, A] for A alternatives a token.
+      temperature: as in sampling.
+
+    Returns:
+      (float32 like targets, float32 [R, T] entropy). Entry 0 of a sequence means nothing.
+    """
+    alternatives = targets if targets.ndim == 3 else targets[..., None]
+    r, t, d = hidden.shape
+    kernel = head_kernel(policy, params).astype(policy.dtype)
+    vocab = kernel.shape[-1]
+    chunk = max(1, min(t, CHUNK_ELEMENTS // max(1, r * vocab)))
+    chunks = -(-t // chunk)
+
+    def split(a):
+        a = jnp.pad(a, ((0, 0), (0, chunks * chunk - t)) + ((0, 0),) * (a.ndim - 2))
+        return jnp.moveaxis(a.reshape(r, chunks, chunk, *a.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def score(h, ids):
+        raw = jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
+        scaled = sampling_logits(policy, raw, temperature)
+        logprobs = scaled - jax.nn.logsumexp(scaled, -1, keepdims=True)
+        # Compared with iota, not gathered: a gather over a sharded vocabulary moves all of it.
+        finite = jnp.where(jnp.isfinite(logprobs), logprobs, 0.0)
+        position = jnp.arange(vocab)
+        picked = [
+            jnp.sum(jnp.where(position == ids[..., a, None], finite, 0.0), -1)
+            for a in range(ids.shape[-1])
+        ]
+        entropy = -jnp.sum(jnp.exp(logprobs) * finite, -1)
+        return jnp.stack(picked, -1), entropy
+
+    h = emitting(hidden)
+    if chunks == 1:
+        picked, entropy = score(h, alternatives)
+    else:
+        _, (picked, entropy) = jax.lax.scan(
+            lambda carry, xs: (carry, score(*xs)), None, (split(h), split(alternatives))
+        )
+        join = lambda a: jnp.moveaxis(a, 0, 1).reshape(r, chunks * chunk, *a.shape[3:])[:, :t]
+        picked, entropy = join(picked), join(entropy)
+    return (picked if targets.ndim == 3 else picked[..., 0]), entropy
+
+
+def values(params: Params, hidden: Array) -> Array:
+    """The critic on the state that emits each token: float32 [R, T].
+
+    Raises:
+      ValueError: the parameters hold no value head.
+    """
+    if "value_head" not in params:
+        raise ValueError("these parameters hold no value head: load with value_head=True")
+    head = params["value_head"]
+    x = emitting(hidden).astype(jnp.float32)
+    return (x @ head["kernel"] + head["bias"])[..., 0]
+
+
+# --- cached decoding ---------------------------------------------------------------------------
+
+
+class View(NamedTuple):
+    """Parameters for sampling: compute dtype, layers unstacked. Made once per policy version."""
+
+    visual: Any
+    embedding: Array
+    layers: tuple[Any, ...]
+    norm: Any
+    head: Array
+
+
+def rollout_view(policy: Policy, params: Params) -> View:
+    """Casts and unstacks: the decode loop then slices no stacked weights on every token."""
+    cast = jax.tree.map(lambda a: a.astype(policy.dtype), params)
+    layers = tuple(
+        jax.tree.map(lambda a, i=i: a[i], cast["layers"]) for i in range(policy.config.text.layers)
+    )
+    return View(
+        visual=cast["visual"],
+        embedding=cast["embed_tokens"]["embedding"],
+        layers=layers,
+        norm=params["norm"],
+        head=head_kernel(policy, cast),
+    )
+
+
+def init_cache(policy: Policy, rows: int, slots: int) -> tuple[tuple[Array, Array], ...]:
+    """Empty keys and values, one pair a layer: [B, S, G, H] in the compute dtype."""
+    text = policy.config.text
+    empty = lambda: constrain_cache(
+        policy, jnp.zeros((rows, slots, text.kv_heads, text.head_dim), policy.dtype)
+    )
+    return tuple((empty(), empty()) for _ in range(text.layers))
+
+
+def cached_forward(policy: Policy, view: View, cache, tokens, positions, offset, pictures=None):
+    """Runs new tokens of each row against its cache.
+
+    Args:
+      tokens: int32 [B, N], right-padded.
+      positions: int32 [3, B, N].
+      offset: int32 [B], filled slots of each row: where its new tokens go.
+      pictures: of these tokens, or None.
+
+    Returns:
+      (hidden states after the final norm [B, N, D], the new cache). Causality is by slot: a new
+      token sees every slot up to its own.
+    """
+    text = policy.config.text
+    net = module(policy)
+    params = {"visual": view.visual, "embed_tokens": {"embedding": view.embedding}}
+    units = source = None
+    if pictures is not None:
+        units, source = encode_pictures(policy, params, pictures), pictures.source
+    x = net.apply({"params": params}, tokens, source, units, method="embed")
+    cos, sin = text_angles(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    slots = cache[0][0].shape[1]
+    own = offset[:, None] + jnp.arange(tokens.shape[1])
+    mask = jnp.arange(slots) <= own[..., None]
+    block = DecoderBlock(text, policy.dtype)
+    out = []
+    for layer, pair in zip(view.layers, cache, strict=True):
+        x, pair = block.apply({"params": layer}, x, cos, sin, mask, pair, offset)
+        out.append(tuple(constrain_cache(policy, a) for a in pair))
+    x = RMSNorm(text.eps, policy.dtype).apply({"params": view.norm}, x)
+    return x, tuple(out)
+
+
+# --- sharding of activations -------------------------------------------------------------------
+
+
+def constrain_rows(policy: Policy, x: Array) -> Array:
+    """Rows over (data, fsdp), everything else whole."""
+    if policy.mesh is None:
+        return x
+    spec = P(("data", "fsdp"), *(None,) * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(policy.mesh, spec))
+
+
+def constrain_cache(policy: Policy, x: Array) -> Array:
+    """Cache rows over (data, fsdp), key-value heads over tensor where they divide."""
+    if policy.mesh is None:
+        return x
+    heads = "tensor" if x.shape[2] % policy.mesh.shape["tensor"] == 0 else None
+    spec = P(("data", "fsdp"), None, heads, None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(policy.mesh, spec))

@@ -1,0 +1,1 @@
+from vrrl_jax.rewards import frozenlake as frozenlake

@@ -1,0 +1,180 @@
+"""The device side of a rollout: append a chunk, repeat rows, decode until every row has stopped.
+
+A row's transcript is dense from slot 0 of its cache. The last token that was sampled isn't in
+the cache yet: it opens the row's next chunk. Whoever forgets it, or feeds it twice, gets
+log-probabilities of another text.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vrrl_jax.models import policy as models
+from vrrl_jax.models.policy import Policy, View
+from vrrl_jax.rollout import sampling as sample
+from vrrl_jax.rollout.sampling import Sampling
+from vrrl_jax.types import Array, Pictures
+
+
+class State(NamedTuple):
+    """Rows in flight.
+
+    Attributes:
+      cache: per layer (keys, values), each [B, S, G, H].
+      lengths: int32 [B], filled slots; what lies beyond is never attended to.
+      next_position: int32 [B], M-RoPE position of the next token.
+      hidden: [B, D], the state that emits a row's next token.
+    """
+
+    cache: tuple[tuple[Array, Array], ...]
+    lengths: Array
+    next_position: Array
+    hidden: Array
+
+
+class Chunk(NamedTuple):
+    """Tokens to append, right-padded.
+
+    Attributes:
+      tokens: int32 [B, N].
+      count: int32 [B]; a row with 0 stays as it is.
+      positions: int32 [3, B, N].
+      next_position: int32 [B], the position after the chunk.
+      pictures: of the chunk, or None.
+    """
+
+    tokens: Array
+    count: Array
+    positions: Array
+    next_position: Array
+    pictures: Pictures | None
+
+
+class Decoded(NamedTuple):
+    """What a call of `decode` sampled.
+
+    Attributes:
+      tokens: int32 [B, capacity], 0 past a row's length. A stop token is included.
+      logprobs, sampled_logprobs: float32 [B, capacity]; see `sampling.Draw`.
+      lengths: int32 [B].
+      stopped: bool [B], False where the limit cut a row.
+    """
+
+    tokens: Array
+    logprobs: Array
+    sampled_logprobs: Array
+    lengths: Array
+    stopped: Array
+
+
+def init(policy: Policy, rows: int, slots: int) -> State:
+    """Empty rows with room for `slots` tokens."""
+    zero = lambda: jnp.zeros(rows, jnp.int32)
+    hidden = jnp.zeros((rows, policy.config.text.width), policy.dtype)
+    return State(models.init_cache(policy, rows, slots), zero(), zero(), hidden)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def append(policy: Policy, view: View, state: State, chunk: Chunk) -> State:
+    """Writes each row's chunk at its own offset. The caller has checked that it fits."""
+    x, cache = models.cached_forward(
+        policy, view, state.cache, chunk.tokens, chunk.positions, state.lengths, chunk.pictures
+    )
+    last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
+    hidden = jnp.take_along_axis(x, last, 1)[:, 0]
+    touched = chunk.count > 0
+    return State(
+        cache,
+        state.lengths + chunk.count,
+        jnp.where(touched, chunk.next_position, state.next_position),
+        jnp.where(touched[:, None], hidden, state.hidden),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def repeat(policy: Policy, state: State, times: int) -> State:
+    """Every row `times` times, neighbours: n samples share one prefill of their prompt."""
+    spread = jax.tree.map(lambda a: jnp.repeat(a, times, 0), state)
+    cache = tuple(tuple(models.constrain_cache(policy, a) for a in pair) for pair in spread.cache)
+    return spread._replace(cache=cache)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
+def decode(
+    policy: Policy,
+    view: View,
+    state: State,
+    active: Array,
+    keys: Array,
+    sampling: Sampling,
+    stop_ids: Array,
+    limit: Array,
+    capacity: int,
+) -> tuple[State, Decoded]:
+    """Samples until every active row has stopped or `limit` tokens are out.
+
+    Args:
+      policy, view, state: the state is donated.
+      active: bool [B]; other rows stay as they are.
+      keys: [B]; token i of a row draws with fold_in(key, i).
+      sampling: how to draw.
+      stop_ids: int32 [n].
+      limit: int scalar, at most `capacity`.
+      capacity: static width of the result.
+    """
+    rows = active.shape[0]
+    empty = jnp.zeros((rows, capacity), jnp.float32)
+
+    def emit(i, state, active, out):
+        raw = jnp.matmul(state.hidden, view.head, preferred_element_type=jnp.float32)
+        fold = jax.vmap(lambda key: jax.random.fold_in(key, i))
+        drawn = sample.draw(policy, raw, fold(keys), sampling)
+        token = jnp.where(active, drawn.token, 0)
+        stopped = active & (token[:, None] == stop_ids).any(-1)
+        out = Decoded(
+            out.tokens.at[:, i].set(token),
+            out.logprobs.at[:, i].set(jnp.where(active, drawn.logprob, 0)),
+            out.sampled_logprobs.at[:, i].set(jnp.where(active, drawn.sampled_logprob, 0)),
+            out.lengths + active,
+            out.stopped | stopped,
+        )
+        return token, active & ~stopped, out
+
+    def step(carry):
+        i, state, token, active, out = carry
+        position = jnp.broadcast_to(state.next_position[None, :, None], (3, rows, 1))
+        # Rows that are done write too, into a slot that nothing attends to.
+        x, cache = models.cached_forward(
+            policy, view, state.cache, token[:, None], position, state.lengths
+        )
+        state = State(
+            cache,
+            state.lengths + active,
+            state.next_position + active,
+            jnp.where(active[:, None], x[:, 0], state.hidden),
+        )
+        token, active, out = emit(i, state, active, out)
+        return i + 1, state, token, active, out
+
+    def going(carry):
+        i, _, _, active, _ = carry
+        return (i < limit) & active.any()
+
+    out = Decoded(
+        jnp.zeros((rows, capacity), jnp.int32),
+        empty,
+        empty,
+        jnp.zeros(rows, jnp.int32),
+        jnp.zeros(rows, bool),
+    )
+    token, active, out = emit(0, state, active, out)
+    _, state, _, _, out = jax.lax.while_loop(going, step, (1, state, token, active, out))
+    return state, out
+
+
+make_view = jax.jit(models.rollout_view, static_argnums=0)
+make_keys = jax.jit(sample.row_keys)

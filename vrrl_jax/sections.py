@@ -1,0 +1,303 @@
+"""Sections that every kind of run shares: the model, its data, sampling, and housekeeping."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from vrrl_jax.strict_yaml import ConfigError
+
+# Keyword-only: a section is read by the names of its fields.
+section = dataclasses.dataclass(frozen=True, kw_only=True)
+
+
+def require(holds: bool, key: str, message: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key} {message}", key)
+
+
+def at_least(config: object, low: float, *keys: str) -> None:
+    """Fields that may not be under `low`; None passes."""
+    for key in keys:
+        value = getattr(config, key)
+        require(value is None or value >= low, key, f"must be at least {low}, got {value}")
+
+
+def positive(config: object, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        require(value is None or value > 0, key, f"must be greater than 0, got {value}")
+
+
+def share(config: object, *keys: str) -> None:
+    """Fields that are probabilities or shares."""
+    for key in keys:
+        value = getattr(config, key)
+        require(value is None or 0 <= value <= 1, key, f"must lie in 0 .. 1, got {value}")
+
+
+def _levels(config: object) -> None:
+    levels = config.levels
+    require(
+        len(levels) > 0 and all(2 <= level <= 16 for level in levels),
+        "levels",
+        f"must list sides of the grid from 2 to 16, as in [3, 4, 5], got {list(levels)}",
+    )
+
+
+@section
+class PolicyConfig:
+    """The model.
+
+    Attributes:
+      path: a Hugging Face directory; "nano" is the policy that ships with the package.
+      dtype: of the parameters that the optimizer holds.
+      compute_dtype: of the forward pass; None is float32 on a CPU, bfloat16 elsewhere.
+      value_head: whether the model has a critic, which PPO needs.
+      freeze_vision: leave the vision tower as it is.
+      init: "random" starts a fresh model of the shape that `config` gives, with the tokenizer and
+        the processor in `path`. For `vrrl sft` only.
+      config: path of a Hugging Face config.json, for a random start.
+    """
+
+    path: str = "nano"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    value_head: bool = False
+    freeze_vision: bool = False
+    init: Literal["pretrained", "random"] = "pretrained"
+    config: str | None = None
+
+    def __post_init__(self):
+        require(bool(self.path), "path", "is empty: name a Hugging Face directory, or nano")
+        if self.init == "random":
+            require(self.config is not None, "config", "is needed for init=random: a config.json")
+
+
+@section
+class FrozenLakeData:
+    """Maps, read or generated.
+
+    Attributes:
+      path: published maps (maps.json, eval_data.json or their folder); None generates.
+      seed: of generation.
+      count: maps generated.
+      levels: sides of the grid.
+      weights: share of each level; None takes the generator's own.
+      hole_probability: range from which each map's density of holes is drawn.
+      limit: read at most so many maps.
+      exclude: files or folders of maps to keep out: what evaluation uses.
+    """
+
+    path: str | None = None
+    seed: int = 0
+    count: int = 3000
+    levels: tuple[int, ...] = (3, 4, 5)
+    weights: tuple[float, ...] | None = None
+    hole_probability: tuple[float, float] = (0.05, 0.45)
+    limit: int | None = None
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        at_least(self, 1, "count", "limit")
+        _levels(self)
+        low, high = self.hole_probability
+        require(
+            0 <= low <= high < 1, "hole_probability", f"must be 0 <= low <= high < 1: {low}, {high}"
+        )
+        if self.weights is not None:
+            fits = len(self.weights) == len(self.levels) and min(self.weights) >= 0
+            require(
+                fits and sum(self.weights) > 0,
+                "weights",
+                f"must give a share of at least 0 for each of levels {list(self.levels)}",
+            )
+
+
+@section
+class EnvConfig:
+    """The environment. `cell` is in pixels; texts of None are the environment's own."""
+
+    cell: int = 64
+    max_turns: int = 8
+    question: str | None = None
+    verify: str | None = None
+
+    def __post_init__(self):
+        at_least(self, 4, "cell")
+        at_least(self, 1, "max_turns")
+
+
+@section
+class RolloutConfig:
+    """How episodes are sampled.
+
+    Attributes:
+      questions: groups a step.
+      samples: episodes a group.
+      temperature, top_k, top_p: of the sampler; 0 and 1.0 switch the latter two off.
+      max_new_tokens: a turn.
+      train_end_token: whether the sampled end of a turn carries loss. The released code leaves it
+        out; then nothing teaches the model to stop.
+    """
+
+    questions: int = 32
+    samples: int = 8
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    train_end_token: bool = True
+
+    def __post_init__(self):
+        at_least(self, 1, "questions", "samples", "max_new_tokens")
+        at_least(self, 0, "top_k")
+        positive(self, "temperature", "top_p")
+        share(self, "top_p")
+
+
+@section
+class RewardConfig:
+    """The options of the released FrozenLake reward; `rewards/frozenlake.py` explains each."""
+
+    correct_value: float = 1.0
+    format_value: float = 0.1
+    lambda_deg: float = 0.5
+    reflect_weight: float = 0.9
+    reflect_lower_clip: float = 0.0
+    em_reflect_bonus_weight: float = 0.1
+    em_reflect_step_discount: float = 1.0
+    step_cost: float = 0.01
+    overshoot_zero: bool = True
+    min_turns: int = 1
+    graded: bool = False
+    outcome_weight: float = 0.0
+
+    def __post_init__(self):
+        positive(self, "correct_value")
+        at_least(self, 0, "format_value", "lambda_deg", "reflect_weight", "step_cost")
+        at_least(self, 0, "em_reflect_bonus_weight", "outcome_weight")
+        at_least(self, 1, "min_turns")
+        share(self, "em_reflect_step_discount")
+        require(-1 <= self.reflect_lower_clip <= 1, "reflect_lower_clip", "must lie in -1 .. 1")
+        if self.graded:
+            positive(self, "outcome_weight")
+
+
+@section
+class OptimizerConfig:
+    """The optimizer.
+
+    Attributes:
+      name: "muon" updates hidden matrices by Muon and everything else by AdamW.
+      learning_rate: the peak.
+      warmup_steps: linear, from 0.
+      schedule: what follows; "linear" and "cosine" fall to 0.
+      decay_fraction: share of the run, at its end, over which the rate falls.
+      b1, b2, eps, weight_decay: of AdamW; b1 and weight_decay are Muon's too.
+      adam_scale: AdamW's rate as a multiple of Muon's.
+      grad_clip: bound of the global gradient norm; None for none.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 5e-7
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    decay_fraction: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    adam_scale: float = 1.0
+    grad_clip: float | None = 1.0
+
+    def __post_init__(self):
+        at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay")  # 0: ratio checks
+        positive(self, "eps", "adam_scale", "grad_clip")
+        share(self, "decay_fraction")
+        for key in ("b1", "b2"):
+            require(0 <= getattr(self, key) < 1, key, "must be at least 0 and under 1")
+
+
+@section
+class MeshConfig:
+    """Devices along each axis of the mesh; one of them may be -1, the devices that are left."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for key, size in sizes.items():
+            require(size > 0 or size == -1, key, f"must be positive, or -1 for the rest: {size}")
+        last = [key for key, size in sizes.items() if size == -1][-1:]
+        require(list(sizes.values()).count(-1) <= 1, *last or ("data",), "is a second -1")
+
+
+@section
+class CheckpointConfig:
+    """Saves a resumable state `every` so many steps and keeps the last `keep`."""
+
+    every: int = 50
+    keep: int = 2
+
+    def __post_init__(self):
+        at_least(self, 1, "every", "keep")
+
+
+@section
+class EvalConfig:
+    """Evaluation during and after a run.
+
+    Attributes:
+      enabled: False trains without any.
+      every: steps between; 0 leaves it to the ends of the run.
+      path: published maps; None generates `count` of them, disjoint from the training maps.
+      count, seed, levels: of generated maps.
+      in_domain: levels that count as in-domain; the others are out of distribution.
+      temperatures: each is a row of the table; 0 is greedy.
+      samples: episodes a map at a temperature over 0.
+    """
+
+    enabled: bool = True
+    every: int = 0
+    path: str | None = None
+    count: int = 500
+    seed: int = 1_000_003
+    levels: tuple[int, ...] = (3, 4, 5, 6)
+    in_domain: tuple[int, ...] = (3, 4, 5)
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    samples: int = 1
+
+    def __post_init__(self):
+        at_least(self, 0, "every")
+        at_least(self, 1, "count", "samples")
+        _levels(self)
+        require(
+            len(self.temperatures) > 0 and min(self.temperatures) >= 0,
+            "temperatures",
+            "must list numbers of at least 0, as in [0, 1]; 0 is greedy",
+        )
+
+
+@section
+class GuardConfig:
+    """A run ends after so many updates in a row that were skipped for not being finite."""
+
+    max_bad_steps: int = 5
+
+    def __post_init__(self):
+        at_least(self, 1, "max_bad_steps")
+
+
+@section
+class LogConfig:
+    """Episodes kept for people: `episodes` of them every `episodes_every` steps, 0 for none."""
+
+    episodes_every: int = 10
+    episodes: int = 4
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        at_least(self, 0, "episodes_every", "episodes")

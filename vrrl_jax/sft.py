@@ -1,0 +1,266 @@
+"""Supervised fine-tuning on demonstrations, and training a small policy from nothing.
+
+`main` reads top to bottom: load, build the batch stream, step, save, export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vrrl_jax import evaluate, label, layout
+from vrrl_jax import log as logs
+from vrrl_jax.checkpoint import hf
+from vrrl_jax.checkpoint import state as checkpoints
+from vrrl_jax.config import RewardConfig, SftConfig
+from vrrl_jax.data import demonstrations, frozenlake
+from vrrl_jax.envs import frozenlake as env
+from vrrl_jax.models import policy as models
+from vrrl_jax.models.policy import Policy
+from vrrl_jax.optimizer import make_optimizer, schedule
+from vrrl_jax.parallel.mesh import make_mesh, put_rows
+from vrrl_jax.parallel.rules import param_shardings
+from vrrl_jax.processing import encode
+from vrrl_jax.processing.processor import Processor, load_processor
+from vrrl_jax.rl import update
+from vrrl_jax.rl.update import Microbatch
+from vrrl_jax.types import Sequence
+
+
+def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
+    """Trains, evaluates, exports; returns the run's directory.
+
+    Raises:
+      ConfigError, FileNotFoundError, ValueError: before training, for anything that can't run.
+      FloatingPointError: more updates in a row than the guard allows had no finite gradient; the
+        last good state is saved.
+    """
+    # --- what is trained ---
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = mesh if mesh.size > 1 else None
+    policy, params = start_policy(config, mesh)
+    processor = load_processor(policy.directory)
+    exclude = held_out(config.data.exclude)
+    tx = make_optimizer(config.optimizer, config.steps, freeze_vision=config.policy.freeze_vision)
+    state = update.init_state(policy, params, tx)
+    del params  # the state's buffers are donated: nobody else may hold them
+    programs = update.make_programs(functools.partial(update.supervised_loss, policy), tx)
+    ema = None if config.ema_decay is None else jax.tree.map(jnp.copy, state.params)
+    blend = jax.jit(
+        lambda ema, params, decay: jax.tree.map(
+            lambda e, p: e + (1 - decay) * (p - e), ema, params
+        ),
+        donate_argnums=0,
+    )
+    rate = schedule(config.optimizer, config.steps)
+
+    maps = evaluate.evaluation_maps(config.eval, exclude)
+    measure = functools.partial(
+        evaluate.measure,
+        policy,
+        processor=processor,
+        maps=maps,
+        config=config.eval,
+        env_config=config.env,
+        rollout=config.rollout,
+        reward=RewardConfig(),
+    )
+    run_dir = logs.open_run(config, resume=resume)
+    with (
+        checkpoints.open_checkpoints(run_dir / "checkpoints", config.checkpoint.keep) as saved,
+        logs.Writer(run_dir, config.steps, config.log, resume=resume) as log,
+    ):
+        first = 0
+        if resume and checkpoints.latest(saved) is not None:
+            arrays, _, first = checkpoints.restore(saved, resumable(state, ema))
+            state, ema = arrays["state"], arrays.get("average")
+            log.truncate(first)
+
+        # --- the loop ---
+        def make(step: int):
+            sequences = draw_sequences(step, config, processor, exclude)
+            return pack_batch(policy, sequences, config.batch)
+
+        for step, (batch, occupancy) in prefetch(make, iter(range(first, config.steps))):
+            started = time.perf_counter()
+            placed = Microbatch(
+                label.place_rows(policy, batch.rows), put_rows(policy.mesh, batch.fields)
+            )
+            state, metrics = update.run(programs, state, [placed])
+            if ema is not None:
+                # A young average would keep the random start: it warms up with the step.
+                decay = min(config.ema_decay, (1 + step) / (10 + step))
+                ema = blend(ema, state.params, decay)
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            seconds = time.perf_counter() - started
+            tokens = int((batch.rows.segments > 0).sum())
+            metrics |= {
+                "learning_rate": float(rate(step)),
+                "occupancy": occupancy,
+                "tokens_per_second": tokens / seconds,
+                "sequences": float(np.unique(batch.rows.segments[:, -1]).size),
+            }
+            log.step(step + 1, metrics)
+            guard(state, config.guard.max_bad_steps)
+            if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
+                checkpoints.save(saved, step + 1, resumable(state, ema), {})
+            if config.eval.enabled and (
+                step + 1 == config.steps
+                or (config.eval.every and (step + 1) % config.eval.every == 0)
+            ):
+                scores = measure(best(state, ema))
+                path = run_dir / f"evaluation_step{step + 1:06d}.json"
+                evaluate.save(path, evaluate.tables(scores))
+
+    # --- what is left behind ---
+    export = hf.save_pretrained(run_dir / "hf", policy, best(state, ema))
+    print(f"exported {export}")
+    return run_dir
+
+
+def best(state: update.TrainState, ema):
+    """The averaged weights where there are any."""
+    return state.params if ema is None else ema
+
+
+def resumable(state: update.TrainState, average) -> dict:
+    """The arrays of a checkpoint."""
+    return {"state": state} if average is None else {"state": state, "average": average}
+
+
+def guard(state: update.TrainState, limit: int) -> None:
+    """Ends a run whose gradients stay non-finite; skipped updates left the parameters good."""
+    if int(state.bad_steps) > limit:
+        raise FloatingPointError(
+            f"{int(state.bad_steps)} updates in a row had no finite gradient; the parameters are "
+            "those before the first of them. Lower optimizer.learning_rate or grad_clip, then "
+            "go on with --resume"
+        )
+
+
+def start_policy(config: SftConfig, mesh) -> tuple[Policy, models.Params]:
+    """The pretrained policy, or a fresh one drawn with numpy in the shape of a config.json."""
+    options = {"mesh": mesh, "compute_dtype": config.policy.compute_dtype}
+    if config.policy.init == "pretrained":
+        return hf.load_pretrained(config.policy.path, config.policy.dtype, **options)
+    directory = pathlib.Path(config.policy.config or config.policy.path)
+    directory = directory.parent if directory.name == "config.json" else directory
+    policy = hf.load_policy(directory, **options)
+    params = models.init_params(policy, config.seed)
+    shardings = param_shardings(params, mesh)
+    return policy, jax.device_put(params, shardings)
+
+
+def held_out(paths: tuple[str, ...]) -> frozenset[str]:
+    """Keys of published maps that no demonstration may show."""
+    return frozenset(map.key for path in paths for map in frozenlake.load(path).maps)
+
+
+def demonstration_sequence(
+    map: frozenlake.Map,
+    rng: random.Random,
+    processor: Processor,
+    settings: env.Settings,
+    config,
+    single_turn: bool,
+) -> Sequence:
+    """One demonstration, played through the real environment and tokenised."""
+    replies = demonstrations.demonstrate(
+        map,
+        rng,
+        wrong_first=config.wrong_first,
+        second_error=config.second_error,
+        max_turns=1 if single_turn else config.max_turns,
+        soft_targets=config.soft_targets,
+        decision_weight=config.decision_weight,
+    )
+    prompt = env.reset(map, settings)
+    chunks = [encode.first_chunk(processor, prompt.text, prompt.picture)]
+    for turn, reply in enumerate(replies[:-1]):
+        prompt = env.step(map, reply.text, turn, settings).prompt
+        chunks.append(encode.next_chunk(processor, prompt.text, prompt.picture))
+    return encode.demonstration(processor, chunks, list(replies))
+
+
+def draw_sequences(
+    step: int,
+    config: SftConfig,
+    processor: Processor,
+    exclude: frozenset[str],
+) -> list[Sequence]:
+    """The demonstrations of a step: a function of (seed, step) alone, so a run can resume."""
+    demo, data = config.demonstrations, config.data
+    settings = evaluate.environment(config.env).settings
+    rng = random.Random(f"{config.seed}/{step}")
+    maps = frozenlake.generate(
+        rng.getrandbits(31),
+        config.batch.sequences,
+        data.levels,
+        weights=data.weights,
+        hole_probability=tuple(data.hole_probability),
+        exclude=exclude,
+    )
+    sequences, tokens = [], 0
+    for map in maps:
+        single = step < demo.single_turn_steps or rng.random() < demo.single_turn_fraction
+        sequences.append(demonstration_sequence(map, rng, processor, settings, demo, single))
+        tokens += sequences[-1].tokens.size
+        if tokens >= config.batch.rows * config.batch.row_tokens * config.batch.fill:
+            break
+    return sequences
+
+
+def pack_batch(policy: Policy, sequences: list[Sequence], batch) -> tuple[Microbatch, float]:
+    """Packed rows with weights that sum to 1, and the share of token slots in use."""
+    shape = layout.PackShape(batch.rows, batch.row_tokens, batch.picture_slots, batch.slot_patches)
+    place = policy.config.layout
+    assignment = layout.assign_rows(sequences, place, shape)
+    rows, fields = layout.pack(sequences, place, shape, assignment)
+    fields["target_weights"] /= fields["target_weights"].sum()
+    used = float((rows.segments > 0).mean())
+    del fields["sequence"]
+    return Microbatch(rows, fields), used
+
+
+def prefetch(make, steps: Iterator[int], depth: int = 3) -> Iterator:
+    """Runs `make(step)` in a thread, a few steps ahead; an error surfaces where it is consumed."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def work():
+        try:
+            for step in steps:
+                item = make(step)
+                while not stop.is_set():
+                    try:
+                        ready.put((step, item, None), timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+            ready.put((None, None, None))
+        except Exception as error:
+            ready.put((None, None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            step, item, error = ready.get()
+            if error is not None:
+                raise error
+            if step is None:
+                return
+            yield step, item
+    finally:
+        stop.set()
