@@ -69,12 +69,12 @@ class Scores:
     figures: dict[float, dict[str, np.ndarray]]
 
     def splits(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and members of the table's rows: each level, in-domain, OOD."""
+        """Names and members of the table's rows: each level, in-domain, OOD, all."""
         levels = np.array([map.size for map in self.maps])
         inside = np.isin(levels, self.in_domain)
         for level in sorted(set(levels.tolist())):
             yield f"{level}x{level}", levels == level
-        for name, which in (("in-domain", inside), ("OOD", ~inside)):
+        for name, which in (("in-domain", inside), ("OOD", ~inside), ("all", levels > 0)):
             if which.any():
                 yield name, which
 
@@ -328,8 +328,7 @@ def main(
         progress=lambda name, done, of: print(f"{name}: {done} of {of} maps", flush=True),
     )
     result = tables(scores)
-    for table in result:
-        show({"name": table["name"], "rows": [_brief(row) for row in table["rows"]]})
+    show(brief(scores, f"{checkpoint}, in percent of maps"))
     target = pathlib.Path(output or ("." if checkpoint == "nano" else path))
     target = target / "evaluation.json" if target.is_dir() else target
     save(target, result)
@@ -343,9 +342,15 @@ def load_recipe(path: pathlib.Path, overrides: list[str]) -> TrainConfig | SftCo
     return load(path, overrides, kind)
 
 
-def _brief(row: dict) -> dict:
-    """The columns that fit a terminal, in percent."""
-    columns = ("split", "maps", "turn1_em", "final_em", "+-95%", "success", "wrong_to_right")
-    columns += ("right_to_wrong", "clean_commit", "format_error", "turns")
-    percent = lambda k, v: round(100 * v, 1) if isinstance(v, float) and k != "turns" else v
-    return {k: percent(k, row[k]) for k in columns}
+def brief(scores: Scores, name: str) -> dict:
+    """All temperatures in one table, the columns that fit a terminal, in percent."""
+    columns = ("turn1_em", "final_em", "+-95%", "success", "wrong_to_right", "right_to_wrong")
+    columns += ("clean_commit", "format_error")
+    rows = [
+        {"split": row["split"], "sampling": table["name"], "maps": row["maps"]}
+        | {c.replace("_", " "): round(100 * row[c], 1) for c in columns}
+        | {"turns": round(row["turns"], 2)}
+        for table in tables(scores)
+        for row in table["rows"]
+    ]
+    return {"name": name, "rows": rows}

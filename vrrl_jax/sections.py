@@ -258,6 +258,7 @@ class EvalConfig:
       in_domain: levels that count as in-domain; the others are out of distribution.
       temperatures: each is a row of the table; 0 is greedy.
       samples: episodes a map at a temperature over 0.
+      references: other checkpoints to score on the same maps at the end of a run.
     """
 
     enabled: bool = True
@@ -269,6 +270,7 @@ class EvalConfig:
     in_domain: tuple[int, ...] = (3, 4, 5)
     temperatures: tuple[float, ...] = (0.0, 1.0)
     samples: int = 1
+    references: tuple[str, ...] = ()
 
     def __post_init__(self):
         at_least(self, 0, "every")

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vrrl_jax import evaluate, label, layout
 from vrrl_jax import log as logs
@@ -108,7 +107,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
                 "learning_rate": float(rate(step)),
                 "occupancy": occupancy,
                 "tokens_per_second": tokens / seconds,
-                "sequences": float(np.unique(batch.rows.segments[:, -1]).size),
+                "sequences": int(batch.rows.segments.max(1).sum()),
             }
             log.step(step + 1, metrics)
             guard(state, config.guard.max_bad_steps)

@@ -78,7 +78,9 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     shape = update_shape(config, policy, shapes)
 
     # --- what learns: state, reference, buffers, programs ---
-    tx = make_optimizer(config.optimizer, config.steps, freeze_vision=config.policy.freeze_vision)
+    # A schedule counts optimizer steps, of which a rollout may give several.
+    updates = config.steps * algorithm.epochs * algorithm.minibatches
+    tx = make_optimizer(config.optimizer, updates, freeze_vision=config.policy.freeze_vision)
     reference = jax.tree.map(jnp.copy, params) if algorithm.kl_coefficient else None
     state = update.init_state(policy, params, tx)
     del params  # donated with the state
@@ -89,7 +91,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     programs = update.make_programs(
         functools.partial(update.policy_loss, policy, objective(config)), tx
     )
-    rate = schedule(config.optimizer, config.steps)
+    rate = schedule(config.optimizer, updates)
     key = jax.random.key(config.seed)
 
     run_dir = logs.open_run(config, resume=resume)
@@ -177,7 +179,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                 metrics
                 | {
                     "episodes_generated": generated,
-                    "learning_rate": float(rate(step)),
+                    "learning_rate": float(rate(int(state.step))),
                     "update_seconds": now - rolled,
                     "step_seconds": now - began,
                     "compilations": compilations.count - before,
@@ -199,9 +201,23 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     # --- what is left behind ---
     exported = hf.save_pretrained(run_dir / "hf", policy, state.params)
     if final is not None:
-        compared = evaluate.comparison(base, final)
+        name = f"success before ({config.policy.path}) and after, in percent of maps"
+        compared = evaluate.comparison(base, final) | {"name": name}
         evaluate.save(run_dir / "evaluation_final.json", [compared, *evaluate.tables(final)])
         evaluate.show(compared)
+        for path in config.eval.references:
+            other, weights = hf.load_pretrained(path, compute_dtype=config.policy.compute_dtype)
+            scores = evaluate.measure(
+                other,
+                weights,
+                processor,
+                test_maps,
+                config.eval,
+                config.env,
+                rollout,
+                config.reward,
+            )
+            evaluate.show(evaluate.brief(scores, f"for comparison: {path}, in percent of maps"))
     print(f"trained policy  {exported}")
     print(f"report          {report.write_report(run_dir)}")
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes, {generated} episodes generated")

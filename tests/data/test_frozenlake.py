@@ -182,10 +182,10 @@ def test_levels_weights_holes_and_least_length():
 
 def test_generation_is_fast():
     rates = []
-    for seed in range(3):  # the best of three: other work may hold the cores
-        started = time.perf_counter()
+    for seed in range(3):  # the best of three, in time of this process: other work may hold the cores
+        started = time.process_time()
         frozenlake.generate(seed, 1000)
-        rates.append(1000 / (time.perf_counter() - started))
+        rates.append(1000 / (time.process_time() - started))
     assert max(rates) > 3000
 
 
@@ -339,14 +339,7 @@ def write_saved(folder, shards, chunk=3):
     names = [f"data-{i:05d}-of-{len(shards):05d}.arrow" for i in range(len(shards))]
     schema = pyarrow.schema([("problem", pyarrow.string()), ("answer", pyarrow.string())])
     for name, maps in zip(names, shards, strict=True):
-        fields = [
-            {
-                "layout": [list(row) for row in m.layout],
-                "start_pos": m.start,
-                "target_pos": m.target,
-            }
-            for m in maps
-        ]
+        fields = [{"layout": m.layout, "start_pos": m.start, "target_pos": m.target} for m in maps]
         columns = {"problem": ["Solve"] * len(maps), "answer": [json.dumps(f) for f in fields]}
         table = pyarrow.table(columns, schema)
         with (folder / name).open("wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
@@ -373,9 +366,7 @@ def test_a_saved_data_set_of_several_shards_and_batches(tmp_path):
         frozenlake.load(tmp_path / "d")
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"_data_files": null}', '{"_data_files": [{}]}']
-)
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"_data_files": 1}', '{"_data_files": [{}]}'])
 def test_a_damaged_state_is_named(tmp_path, text):
     (tmp_path / "state.json").write_text(text)
     with pytest.raises(ValueError, match="not the state of a saved data set") as got:

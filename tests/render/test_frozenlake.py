@@ -118,7 +118,7 @@ def test_published_pictures_are_recognised(shared_data):
 # --- the path ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", (*CELLS, 14))
+@pytest.mark.parametrize("side", [*CELLS, 14])
 def test_a_path_touches_exactly_the_cells_it_visits(side):
     rng = np.random.default_rng(0)
     for map in frozenlake.generate(11, 25, levels=(3, 4, 5, 6)):
@@ -181,7 +181,7 @@ def test_the_elf_stays_visible_beneath_its_path(side):
     assert same.mean() > 0.7
 
 
-@pytest.mark.parametrize("side", (*CELLS, 14))
+@pytest.mark.parametrize("side", [*CELLS, 14])
 def test_steps_off_the_grid_leave_the_picture(side):
     for action, cells, edge in (
         ("up", 0, np.s_[0, :side]),
@@ -275,11 +275,11 @@ def test_drawing_is_fast():
     actions = ["right", "down", "left", "down", "right", "right", "down"]
     render(OPEN, actions, 28)
     times = []
-    for _ in range(5):  # the best of five: other work may hold the cores
-        started = time.perf_counter()
+    for _ in range(5):  # the best of five, in time of this process: other work may hold the cores
+        started = time.process_time()
         for _ in range(100):
             render(OPEN, actions, 28)
-        times.append((time.perf_counter() - started) / 100)
+        times.append((time.process_time() - started) / 100)
     assert min(times) < 0.4e-3
 
 

@@ -18,7 +18,8 @@ from vrrl_jax.models.config import ModelConfig, from_hf
 from vrrl_jax.models.policy import CLIP_MEAN, CLIP_STD, Params, Policy, abstract_params
 from vrrl_jax.parallel.rules import param_shardings
 
-NANO = pathlib.Path(__file__).parent.parent / "assets" / "nano"
+ASSETS = pathlib.Path(__file__).parent.parent / "assets"
+SHIPPED = ("nano", "nano-early")
 RECIPE = "vrrl.yaml"  # how episodes are shown to a policy that this project trained
 CARRIED = (
     RECIPE,
@@ -76,12 +77,13 @@ for _name in ("gate_proj", "up_proj", "down_proj"):
 
 
 def resolve(directory: str | pathlib.Path) -> pathlib.Path:
-    """A checkpoint directory; the word "nano" names the shipped policy.
+    """A checkpoint directory; the words "nano" and "nano-early" name the shipped policies.
 
     Raises:
       FileNotFoundError: no such directory, or no config.json in it.
     """
-    path = NANO if str(directory) == "nano" else pathlib.Path(directory).expanduser()
+    shipped = str(directory) in SHIPPED
+    path = ASSETS / str(directory) if shipped else pathlib.Path(directory).expanduser()
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"{path}: no config.json here. Give a Hugging Face checkpoint directory "
