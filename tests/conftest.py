@@ -25,3 +25,27 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"no published data at {path}; set VRRL_DATA to its folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(policy, params) of the tiny random policy; shared, so nobody may donate them."""
+    from vrrl_jax import testing
+
+    return testing.tiny_policy()
+
+
+@pytest.fixture(scope="session")
+def tiny_processor():
+    """The processor that fits the tiny policy."""
+    from vrrl_jax import testing
+
+    return testing.tiny_processor()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> pathlib.Path:
+    """The tiny policy as a Hugging Face directory; shared, so nobody may write into it."""
+    from vrrl_jax import testing
+
+    return testing.write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")

@@ -33,7 +33,7 @@ def naive_positions(parts, merge):
             for row in range(rows):
                 for column in range(columns):
                     out.append((current + frame, current + row, current + column))
-        current += max(frames, rows, columns)
+        current += max(rows, columns)
     return np.array(out).T, current
 
 

@@ -11,7 +11,12 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     """Parses, calls, and turns expected failures into one readable line; returns the exit code."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes positional overrides in one place only; they may stand behind options too.
+    if rest and not (hasattr(args, "overrides") and all("=" in r and r[0] != "-" for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
     _quiet_start()
     from vrrl_jax.strict_yaml import ConfigError
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vrrl_jax.config import FilterConfig, ModesConfig, RollInConfig
-from vrrl_jax.parallel.mesh import put_rows, replicated, row_sharding
+from vrrl_jax.parallel.mesh import buffer_shardings, constrain_buffer
 from vrrl_jax.rl import mixing, prefix_buffer
 from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.types import Episode
@@ -61,22 +61,10 @@ def empty_prefixes(
         "logprobs": jnp.zeros(shape, jnp.float32),
         "counts": jnp.zeros(shape[:1], jnp.int32),
     }
-    buffer = prefix_buffer.init(payload, config.capacity)
+    empty = functools.partial(prefix_buffer.init, payload, config.capacity)
     if mesh is None:
-        return buffer
-    placed = jax.device_put(buffer._replace(payload=None), replicated(mesh))
-    return placed._replace(payload=put_rows(mesh, buffer.payload))
-
-
-def _constrained(buffer: prefix_buffer.State, mesh: Mesh | None) -> prefix_buffer.State:
-    """Keeps the buffer's layout through a program."""
-    if mesh is None:
-        return buffer
-    keep = jax.lax.with_sharding_constraint
-    rows = row_sharding(mesh)
-    return keep(buffer._replace(payload=None), replicated(mesh))._replace(
-        payload=jax.tree.map(lambda a: keep(a, rows), buffer.payload)
-    )
+        return empty()
+    return jax.jit(empty, out_shardings=buffer_shardings(mesh, jax.eval_shape(empty)))()
 
 
 def _mesh_of(buffer: prefix_buffer.State) -> Mesh | None:
@@ -147,7 +135,7 @@ def _add(buffer, payload, question, turns, right, step, mask, max_per_question, 
         mask=mask,
         max_per_question=max_per_question,
     )
-    return _constrained(buffer, mesh)
+    return constrain_buffer(mesh, buffer)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 8), donate_argnums=0)
@@ -159,7 +147,7 @@ def _draw(buffer, key, n, step, min_size, wrong_ratio, max_staleness, count, mes
     buffer, slots, ok = prefix_buffer.sample(
         buffer, key, n, wrong_ratio=wrong_ratio, count=count, **limits
     )
-    buffer = _constrained(buffer, mesh)
+    buffer = constrain_buffer(mesh, buffer)
     drawn = prefix_buffer.gather(buffer, slots)
     return buffer, drawn, ok, buffer.question[slots], buffer.turns[slots], buffer.right[slots]
 

@@ -307,6 +307,7 @@ class TrainConfig:
         for key, number in (
             ("rollout.questions", rollout.questions * rollout.samples),
             ("update.rows_per_microbatch", self.update.rows_per_microbatch),
+            ("roll_in.capacity", self.roll_in.capacity if self.modes.roll_in else rows),
         ):
             what = "times rollout.samples " if key == "rollout.questions" else ""
             require(

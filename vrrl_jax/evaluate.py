@@ -26,6 +26,7 @@ from vrrl_jax.data.frozenlake import Map
 from vrrl_jax.envs import frozenlake as env
 from vrrl_jax.log import write_atomically
 from vrrl_jax.models.policy import Params, Policy
+from vrrl_jax.parallel.mesh import row_parts
 from vrrl_jax.processing.processor import Processor, load_processor
 from vrrl_jax.rewards import frozenlake as rewards
 from vrrl_jax.rollout import engine, episodes
@@ -134,7 +135,8 @@ def play(
     """
     view, key = engine.make_view(policy, params), jax.random.key(seed)
     board, score = environment(env_config), scorer(reward)
-    batch = min(BATCH, len(maps))
+    parts = row_parts(policy.mesh)
+    batch = -(-min(BATCH, len(maps)) // parts) * parts
     largest = max(maps, key=lambda map: map.size)
     shapes = episodes.plan_shapes(policy, processor, board, [largest], settings)
     played: list[Episode] = []
@@ -266,8 +268,12 @@ def comparison(before: Scores, after: Scores) -> dict:
 
 
 def save(path: pathlib.Path, tables: list[dict]) -> None:
-    """Writes tables as JSON."""
-    write_atomically(path, json.dumps(tables, indent=1) + "\n")
+    """Writes tables as JSON; figures that aren't finite become null, as JSON has no NaN."""
+    finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
+    tables = [
+        t | {"rows": [{k: finite(v) for k, v in r.items()} for r in t["rows"]]} for t in tables
+    ]
+    write_atomically(path, json.dumps(tables, indent=1, allow_nan=False) + "\n")
 
 
 def show(table: dict) -> None:

@@ -103,7 +103,7 @@ def positions(
     """M-RoPE position ids of a run of tokens that follows `start` positions.
 
     Text advances all three axes by one; a picture of h' x w' merged units occupies one time
-    step a frame and advances by max(frames, h', w').
+    step a frame and advances by max(h', w').
 
     Args:
       tokens: int [t].
@@ -142,7 +142,7 @@ def positions(
                 )
             index = np.indices((frames, rows, columns), dtype=np.int32).reshape(3, -1)
             out[:, at:end] = index + current
-            current += max(frames, rows, columns)
+            current += max(rows, columns)
         at = end
     if remaining:
         raise ValueError(f"{len(remaining)} pictures have no placeholder tokens")

@@ -50,9 +50,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             else optax.cosine_decay_schedule(peak, falling)
         )
         tail = optax.join_schedules([optax.constant_schedule(peak), shape], [flat])
-    # Shifted by one: the first update must not have rate 0.
-    joined = optax.join_schedules([warm, tail], [config.warmup_steps])
-    return lambda count: joined(count + 1)
+    # Warm-up is shifted by one: the first update must not have rate 0, nor the last one.
+    return optax.join_schedules([lambda count: warm(count + 1), tail], [config.warmup_steps])
 
 
 def make_optimizer(

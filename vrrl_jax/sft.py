@@ -21,14 +21,14 @@ from vrrl_jax import evaluate, label, layout
 from vrrl_jax import log as logs
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.checkpoint import state as checkpoints
-from vrrl_jax.config import RewardConfig, SftConfig
+from vrrl_jax.config import MeshConfig, RewardConfig, SftConfig
 from vrrl_jax.data import demonstrations, frozenlake
 from vrrl_jax.envs import frozenlake as env
 from vrrl_jax.models import policy as models
 from vrrl_jax.models.policy import Policy
 from vrrl_jax.optimizer import make_optimizer, schedule
 from vrrl_jax.parallel.mesh import make_mesh, put_rows
-from vrrl_jax.parallel.rules import param_shardings
+from vrrl_jax.parallel.rules import left_whole, param_shardings
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor, load_processor
 from vrrl_jax.rl import update
@@ -46,14 +46,17 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
     """
     # --- what is trained ---
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))  # checks what -1 stands for
     mesh = mesh if mesh.size > 1 else None
     policy, params = start_policy(config, mesh)
+    if whole := left_whole(params, mesh, head_dim=policy.config.text.head_dim):
+        print(whole)
     processor = load_processor(policy.directory)
     exclude = held_out(config.data.exclude)
     tx = make_optimizer(config.optimizer, config.steps, freeze_vision=config.policy.freeze_vision)
     state = update.init_state(policy, params, tx)
     del params  # the state's buffers are donated: nobody else may hold them
-    programs = update.make_programs(functools.partial(update.supervised_loss, policy), tx)
+    programs = update.make_programs(functools.partial(update.supervised_loss, policy), tx, policy)
     ema = None if config.ema_decay is None else jax.tree.map(jnp.copy, state.params)
     blend = jax.jit(
         lambda ema, params, decay: jax.tree.map(
@@ -110,7 +113,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
                 "sequences": int(batch.rows.segments.max(1).sum()),
             }
             log.step(step + 1, metrics)
-            guard(state, config.guard.max_bad_steps)
+            guard(state, ema, config.guard.max_bad_steps, saved, step)
             if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
                 checkpoints.save(saved, step + 1, resumable(state, ema), {})
             if config.eval.enabled and (
@@ -137,13 +140,14 @@ def resumable(state: update.TrainState, average) -> dict:
     return {"state": state} if average is None else {"state": state, "average": average}
 
 
-def guard(state: update.TrainState, limit: int) -> None:
-    """Ends a run whose gradients stay non-finite; skipped updates left the parameters good."""
+def guard(state: update.TrainState, average, limit: int, saved, step: int) -> None:
+    """Ends a run whose gradients stay non-finite, with the last good state saved."""
     if int(state.bad_steps) > limit:
+        checkpoints.save(saved, step + 1, resumable(state, average), {})
         raise FloatingPointError(
-            f"{int(state.bad_steps)} updates in a row had no finite gradient; the parameters are "
-            "those before the first of them. Lower optimizer.learning_rate or grad_clip, then "
-            "go on with --resume"
+            f"{int(state.bad_steps)} updates in a row had no finite gradient. The parameters are "
+            f"those before the first of them, saved as checkpoint {step + 1}. Lower "
+            "optimizer.learning_rate or optimizer.grad_clip and go on with --resume"
         )
 
 
@@ -156,7 +160,7 @@ def start_policy(config: SftConfig, mesh) -> tuple[Policy, models.Params]:
     directory = directory.parent if directory.name == "config.json" else directory
     policy = hf.load_policy(directory, **options)
     params = models.init_params(policy, config.seed)
-    shardings = param_shardings(params, mesh)
+    shardings = param_shardings(params, mesh, head_dim=policy.config.text.head_dim)
     return policy, jax.device_put(params, shardings)
 
 
@@ -224,6 +228,12 @@ def pack_batch(policy: Policy, sequences: list[Sequence], batch) -> tuple[Microb
     shape = layout.PackShape(batch.rows, batch.row_tokens, batch.picture_slots, batch.slot_patches)
     place = policy.config.layout
     assignment = layout.assign_rows(sequences, place, shape)
+    if max(assignment) < 0:
+        longest = max(s.tokens.size for s in sequences)
+        raise ValueError(
+            f"no demonstration fits a row of {shape}; the longest has {longest} tokens: raise "
+            "batch.row_tokens, batch.picture_slots or batch.slot_patches"
+        )
     rows, fields = layout.pack(sequences, place, shape, assignment)
     fields["target_weights"] /= fields["target_weights"].sum()
     used = float((rows.segments > 0).mean())

@@ -19,13 +19,14 @@ from vrrl_jax import collect, compiles, evaluate, label, layout, report
 from vrrl_jax import log as logs
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.checkpoint import state as checkpoints
-from vrrl_jax.config import TrainConfig
+from vrrl_jax.config import MeshConfig, TrainConfig
 from vrrl_jax.data import frozenlake
 from vrrl_jax.data.frozenlake import Map
 from vrrl_jax.envs.frozenlake import THINK
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.optimizer import make_optimizer, schedule
 from vrrl_jax.parallel.mesh import make_mesh
+from vrrl_jax.parallel.rules import left_whole
 from vrrl_jax.processing.processor import load_processor
 from vrrl_jax.rl import losses, update
 from vrrl_jax.rollout import engine, episodes
@@ -49,10 +50,13 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
 
     # --- what plays: maps, policy, environment ---
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))  # checks what -1 stands for
     mesh = mesh if mesh.size > 1 else None
     algorithm, rollout = config.algorithm, config.rollout
     exclude = frozenset(m.key for path in config.data.exclude for m in frozenlake.load(path).maps)
     maps = training_maps(config, exclude)
+    for path in config.eval.references:
+        hf.resolve(path)
     test_maps = evaluate.evaluation_maps(config.eval, frozenset(m.key for m in maps))
     policy, params = hf.load_pretrained(
         config.policy.path,
@@ -61,6 +65,8 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
         compute_dtype=config.policy.compute_dtype,
         value_head=config.policy.value_head,
     )
+    if whole := left_whole(params, mesh, head_dim=policy.config.text.head_dim):
+        print(whole)
     processor = load_processor(policy.directory)
     board = evaluate.environment(config.env)
     score = evaluate.scorer(config.reward, config.roll_in.decision_bonus)
@@ -89,7 +95,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
         # A reply may hold a forced opening and a forced end beside what was sampled.
         buffer = collect.empty_prefixes(config.roll_in, rollout.max_new_tokens + 10, mesh)
     programs = update.make_programs(
-        functools.partial(update.policy_loss, policy, objective(config)), tx
+        functools.partial(update.policy_loss, policy, objective(config)), tx, policy
     )
     rate = schedule(config.optimizer, updates)
     key = jax.random.key(config.seed)
@@ -179,7 +185,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                 metrics
                 | {
                     "episodes_generated": generated,
-                    "learning_rate": float(rate(int(state.step))),
+                    "learning_rate": float(rate(max(0, int(state.step) - 1))),
                     "update_seconds": now - rolled,
                     "step_seconds": now - began,
                     "compilations": compilations.count - before,
@@ -350,7 +356,7 @@ def update_shape(config: TrainConfig, policy: Policy, shapes: episodes.Shapes) -
         rows=config.update.rows_per_microbatch,
         tokens=max(tokens, shapes.slots),
         slots=max(config.env.max_turns, tokens // max(MIN_TURN_TOKENS, shapes.prompt)),
-        patches=config.update.picture_patches or shapes.patches,
+        patches=max(config.update.picture_patches or 0, shapes.patches),
     )
 
 

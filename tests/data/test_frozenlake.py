@@ -182,7 +182,7 @@ def test_levels_weights_holes_and_least_length():
 
 def test_generation_is_fast():
     rates = []
-    for seed in range(3):  # the best of three, in time of this process: other work may hold the cores
+    for seed in range(3):  # the best of three; CPU time, as other work may hold the cores
         started = time.process_time()
         frozenlake.generate(seed, 1000)
         rates.append(1000 / (time.process_time() - started))

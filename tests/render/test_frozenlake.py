@@ -275,7 +275,7 @@ def test_drawing_is_fast():
     actions = ["right", "down", "left", "down", "right", "right", "down"]
     render(OPEN, actions, 28)
     times = []
-    for _ in range(5):  # the best of five, in time of this process: other work may hold the cores
+    for _ in range(5):  # the best of five; CPU time, as other work may hold the cores
         started = time.process_time()
         for _ in range(100):
             render(OPEN, actions, 28)

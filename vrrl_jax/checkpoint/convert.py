@@ -36,7 +36,8 @@ def to_checkpoint(
     path = pathlib.Path(target).expanduser().resolve()
     if path.exists() and any(path.iterdir()):
         raise FileExistsError(f"{path} is not empty: give a new directory")
-    policy, params = hf.load_pretrained(source, dtype or "float32")
+    critic = (hf.resolve(source) / hf.VALUE_HEAD).is_file()
+    policy, params = hf.load_pretrained(source, dtype or "float32", value_head=critic)
     path.mkdir(parents=True, exist_ok=True)
     for name in hf.CARRIED:
         if (pathlib.Path(policy.directory) / name).is_file():

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from vrrl_jax.models.config import ModelConfig, from_hf
 from vrrl_jax.models.policy import CLIP_MEAN, CLIP_STD, Params, Policy, abstract_params
-from vrrl_jax.parallel.rules import param_shardings
+from vrrl_jax.parallel.mesh import canonical
+from vrrl_jax.parallel.rules import check_heads, param_shardings
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 SHIPPED = ("nano", "nano-early")
@@ -135,9 +136,16 @@ def load_policy(
     value_head: bool = False,
     remat: bool = False,
 ) -> Policy:
-    """The static part alone: reads the configuration files, no weights."""
+    """The static part alone: reads the configuration files, no weights.
+
+    Raises:
+      ValueError: unsupported configuration, or a mesh that the policy can't be split over.
+    """
     path = resolve(directory)
     config = from_hf(_read_json(path / "config.json"), str(path / "config.json"))
+    if mesh is not None:
+        mesh = canonical(mesh)
+        check_heads(mesh, config.text.heads)
     generation = _read_json(path / "generation_config.json", {})
     raw = _read_json(path / "config.json")
     places = (generation, raw, raw.get("text_config") or {})
@@ -182,7 +190,7 @@ def load_params(path: pathlib.Path, policy: Policy, dtype: str = "float32") -> P
     if problems:
         raise ValueError(f"{path}: the weights don't fit config.json:\n  " + "\n  ".join(problems))
 
-    shardings = param_shardings(abstract, policy.mesh)
+    shardings = param_shardings(abstract, policy.mesh, head_dim=policy.config.text.head_dim)
     flat_shardings = dict(_flatten(shardings)) if policy.mesh is not None else {}
 
     def read(our: str, leaf) -> jax.Array:

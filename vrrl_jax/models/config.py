@@ -21,7 +21,7 @@ class TextConfig:
     intermediate: int
     eps: float
     rope_theta: float
-    mrope_section: tuple[int, int, int]
+    mrope_section: tuple[int, ...]
     tied: bool
 
 
@@ -108,7 +108,7 @@ def _from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
     heads = text["num_attention_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
     section = tuple(rope.get("mrope_section") or ())
-    if len(section) != 3 or 2 * sum(section) != head_dim:
+    if not section or len(section) % 3 or 2 * sum(section) != head_dim:
         raise ValueError(
             f"{where}: mrope_section {section} must have sum head_dim/2={head_dim // 2}"
         )

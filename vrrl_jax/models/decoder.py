@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vrrl_jax.models.config import TextConfig
@@ -30,10 +31,11 @@ class DecoderBlock(nn.Module):
         v = dense(c.kv_heads * c.head_dim, "v_proj", True)(h).reshape(b, t, c.kv_heads, -1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            rows = jnp.arange(b)[:, None]
             slots = offset[:, None] + jnp.arange(t)
-            k = cache[0].at[rows, slots].set(k.astype(cache[0].dtype), mode="drop")
-            v = cache[1].at[rows, slots].set(v.astype(cache[1].dtype), mode="drop")
+            # Row by row: indices that name the row make a mesh gather every row's tokens.
+            write = jax.vmap(lambda held, at, new: held.at[at].set(new, mode="drop"))
+            k = write(cache[0], slots, k.astype(cache[0].dtype))
+            v = write(cache[1], slots, v.astype(cache[1].dtype))
             cache = (k, v)
         x = x + dense(c.width, "o_proj", False)(attend(q, k, v, mask))
         h = RMSNorm(c.eps, self.dtype, name="post_attention_layernorm")(x)

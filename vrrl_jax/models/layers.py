@@ -36,8 +36,11 @@ class GatedMLP(nn.Module):
         return dense(x.shape[-1], "down_proj")(gated * dense(self.intermediate, "up_proj")(x))
 
 
-def text_angles(positions, head_dim: int, theta: float, section: tuple[int, int, int]):
+def text_angles(positions, head_dim: int, theta: float, section: tuple[int, ...]):
     """M-RoPE angles: contiguous sections of the frequencies read time, height and width.
+
+    More than three sections start over with time, as in transformers: many short ones
+    interleave the axes.
 
     Args:
       positions: int32 [3, R, T].
@@ -46,7 +49,7 @@ def text_angles(positions, head_dim: int, theta: float, section: tuple[int, int,
       (cos, sin), float32 [R, T, head_dim / 2].
     """
     inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    axis = np.repeat(np.arange(3), section)
+    axis = np.repeat(np.arange(len(section)) % 3, section)
     angles = jnp.moveaxis(positions[axis].astype(jnp.float32), 0, -1) * inverse
     return jnp.cos(angles), jnp.sin(angles)
 

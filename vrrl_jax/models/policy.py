@@ -22,6 +22,7 @@ from vrrl_jax.models.config import ModelConfig
 from vrrl_jax.models.decoder import DecoderBlock, scanned
 from vrrl_jax.models.layers import RMSNorm, text_angles
 from vrrl_jax.models.vision import VisionTower
+from vrrl_jax.parallel.mesh import row_axes
 from vrrl_jax.types import Array, Pictures, Rows
 
 Params = dict[str, Any]
@@ -376,17 +377,17 @@ def cached_forward(policy: Policy, view: View, cache, tokens, positions, offset,
 
 
 def constrain_rows(policy: Policy, x: Array) -> Array:
-    """Rows over (data, fsdp), everything else whole."""
+    """Rows over (data, fsdp) where they divide, everything else whole."""
     if policy.mesh is None:
         return x
-    spec = P(("data", "fsdp"), *(None,) * (x.ndim - 1))
+    spec = P(row_axes(policy.mesh, x.shape[0]))
     return jax.lax.with_sharding_constraint(x, NamedSharding(policy.mesh, spec))
 
 
 def constrain_cache(policy: Policy, x: Array) -> Array:
-    """Cache rows over (data, fsdp), key-value heads over tensor where they divide."""
+    """Cache rows over (data, fsdp), key-value heads over tensor, each where they divide."""
     if policy.mesh is None:
         return x
     heads = "tensor" if x.shape[2] % policy.mesh.shape["tensor"] == 0 else None
-    spec = P(("data", "fsdp"), None, heads, None)
+    spec = P(row_axes(policy.mesh, x.shape[0]), None, heads, None)
     return jax.lax.with_sharding_constraint(x, NamedSharding(policy.mesh, spec))

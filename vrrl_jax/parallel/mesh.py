@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # batch and buffer rows are split over both
 
 
@@ -17,27 +19,54 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     One of the sizes may be -1: it takes the devices that are left.
 
     Raises:
-      ValueError: more devices are asked for than there are.
+      ValueError: more devices are asked for than there are, or the others don't divide them.
     """
     sizes = [data, fsdp, tensor]
     available = jax.device_count()
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise ValueError(f"mesh {sizes}: sizes are positive, at most one of them -1")
     if -1 in sizes:
-        known = -(sizes[0] * sizes[1] * sizes[2])
-        sizes[sizes.index(-1)] = max(1, available // known)
-    wanted = sizes[0] * sizes[1] * sizes[2]
+        known = -math.prod(sizes)
+        if available % known:
+            raise ValueError(
+                f"mesh data={data} fsdp={fsdp} tensor={tensor}: {available} devices don't divide "
+                f"by {known}, so -1 has no value; give all three sizes to leave devices idle"
+            )
+        sizes[sizes.index(-1)] = available // known
+    wanted = math.prod(sizes)
     if wanted > available:
         raise ValueError(
             f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} needs {wanted} devices, "
             f"{available} are there"
         )
     return jax.make_mesh(
-        tuple(sizes),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
-        devices=jax.devices()[:wanted],
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:wanted]
     )
+
+
+def canonical(mesh: Mesh) -> Mesh:
+    """A mesh of somebody else's with our three axes in order, those it lacks of size 1.
+
+    Raises:
+      ValueError: it has an axis of another name.
+    """
+    strange = sorted(set(mesh.axis_names) - set(AXES))
+    if strange:
+        raise ValueError(f"mesh axes {strange}: the axes are {', '.join(AXES)}; see make_mesh")
+    order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
+    devices = mesh.devices.transpose(order).reshape([mesh.shape.get(axis, 1) for axis in AXES])
+    # Shardings are constraints here, not parts of types: jax's own default may be the other.
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def row_parts(mesh: Mesh | None) -> int:
+    """How many parts rows are split into, data * fsdp."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def row_axes(mesh: Mesh, rows: int) -> tuple[str, ...] | None:
+    """The axes that `rows` rows are split over, None where they don't divide."""
+    return ROWS if rows % row_parts(mesh) == 0 else None
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
@@ -58,7 +87,7 @@ def put_rows(mesh: Mesh | None, tree: Any, axis: int = 0) -> Any:
     """
     if mesh is None:
         return tree
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = row_parts(mesh)
 
     def put(a):
         if a.shape[axis] % parts:
@@ -70,3 +99,31 @@ def put_rows(mesh: Mesh | None, tree: Any, axis: int = 0) -> Any:
         return jax.device_put(a, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, tree)
+
+
+# --- buffers -----------------------------------------------------------------------------------
+
+
+def buffer_shardings(mesh: Mesh, buffer: Any) -> Any:
+    """Shardings like `buffer`, any NamedTuple with a `payload`: payload rows split over (data,
+    fsdp), all other fields whole on every device, so that selection is the same on each.
+
+    Raises:
+      ValueError: the capacity doesn't divide by data * fsdp.
+    """
+    rows, whole = row_sharding(mesh), replicated(mesh)
+    capacity = {leaf.shape[0] for leaf in jax.tree.leaves(buffer.payload)}
+    if any(c % row_parts(mesh) for c in capacity):
+        raise ValueError(
+            f"a buffer of {max(capacity)} rows doesn't split over data*fsdp={row_parts(mesh)}: "
+            "choose a capacity that is a multiple"
+        )
+    others = jax.tree.map(lambda _: whole, buffer._replace(payload=None))
+    return others._replace(payload=jax.tree.map(lambda _: rows, buffer.payload))
+
+
+def constrain_buffer(mesh: Mesh | None, buffer: Any) -> Any:
+    """Keeps a buffer in its layout inside a program; without a mesh as it is."""
+    if mesh is None:
+        return buffer
+    return jax.lax.with_sharding_constraint(buffer, buffer_shardings(mesh, buffer))

@@ -26,7 +26,12 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"norm/scale$", P()),
     (r"value_head/kernel$", P("fsdp", None)),
     (r"value_head/bias$", P()),
+    # Muon's: the coefficients of its polynomial.
+    (r"ns_coeffs$", P()),
 )
+# Their tensor axis runs over heads and is cut between heads or not at all: with fewer key-value
+# heads than parts, every part holds them all.
+BY_HEAD = re.compile(r"layers/[qkvo]_proj/")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -35,10 +40,24 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(n) for n in names)
 
 
-def spec(name: str, shape: tuple[int, ...], mesh: Mesh, notes: list[str] | None = None) -> P:
+def spec(
+    name: str,
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    *,
+    head_dim: int,
+    notes: list[str] | None = None,
+) -> P:
     """The partition of one array.
 
     An axis that doesn't divide its dimension is left whole, as declared here, and noted.
+
+    Args:
+      name: its path, as `path_name` writes it.
+      shape: its shape.
+      mesh: with the axes data, fsdp and tensor.
+      head_dim: width of an attention head; projections are cut between heads.
+      notes: gets a line for every axis left whole.
 
     Raises:
       ValueError: no rule covers the name of an array with dimensions.
@@ -50,18 +69,50 @@ def spec(name: str, shape: tuple[int, ...], mesh: Mesh, notes: list[str] | None 
         raise ValueError(f"no sharding rule covers {name} {shape}: add one to parallel/rules.py")
     axes = []
     for size, axis in zip(shape, (*rule, *(None,) * len(shape)), strict=False):
-        if axis is not None and size % mesh.shape[axis]:
+        heads = axis == "tensor" and BY_HEAD.search(name)
+        pieces, what = (size // head_dim, "heads") if heads else (size, f"of {list(shape)}")
+        if axis is not None and pieces % mesh.shape[axis]:
             if notes is not None:
-                notes.append(f"{name} {shape}: {size} does not divide by {axis}, left whole")
+                notes.append(f"{name} ({pieces} {what} over {axis}={mesh.shape[axis]})")
             axis = None
         axes.append(axis)
     return P(*axes)
 
 
-def param_shardings(tree: Any, mesh: Mesh | None, notes: list[str] | None = None) -> Any:
-    """Shardings like `tree` (parameters, gradients or optimizer state), or None without a mesh."""
+def param_shardings(
+    tree: Any, mesh: Mesh | None, *, head_dim: int, notes: list[str] | None = None
+) -> Any:
+    """Shardings like `tree` (parameters, gradients or optimizer state), or None without a mesh.
+
+    Args as in `spec`.
+    """
     if mesh is None:
         return None
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh, notes)), tree
-    )
+
+    def sharding(path, leaf):
+        name = path_name(path)
+        return NamedSharding(mesh, spec(name, leaf.shape, mesh, head_dim=head_dim, notes=notes))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def left_whole(params: Any, mesh: Mesh | None, *, head_dim: int) -> str:
+    """One line on what doesn't divide on this mesh and is held whole, or "" if nothing is."""
+    notes: list[str] = []
+    param_shardings(params, mesh, head_dim=head_dim, notes=notes)
+    return f"left whole on this mesh: {', '.join(notes)}" if notes else ""
+
+
+def check_heads(mesh: Mesh, heads: int) -> None:
+    """Query heads are what tensor parallelism divides: there is no fallback for them.
+
+    Raises:
+      ValueError: they don't divide by the mesh's tensor axis; the message names sizes that do.
+    """
+    tensor = mesh.shape["tensor"]
+    if heads % tensor:
+        valid = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+        raise ValueError(
+            f"mesh.tensor={tensor} doesn't divide the {heads} query heads of this policy: "
+            f"use one of {', '.join(valid)}"
+        )

@@ -74,26 +74,43 @@ class Programs(NamedTuple):
 
 def init_state(policy: Policy, params: Params, tx: optax.GradientTransformation) -> TrainState:
     """A fresh state, the optimizer's part born with the parameters' shardings."""
-    shardings = param_shardings(jax.eval_shape(tx.init, params), policy.mesh)
-    opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, opt_state, zero, jnp.zeros((), jnp.int32))
+
+    def fresh(params):
+        return tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+    # Counters lie on the mesh too: a restored state has the shardings of a fresh one.
+    return TrainState(params, *jax.jit(fresh, out_shardings=_shardings(policy, fresh, params))(params))
+
+
+def _shardings(policy: Policy | None, program: Callable[[Params], Any], params: Params) -> Any:
+    """The table's shardings of what `program` returns; None where there is no mesh."""
+    if policy is None or policy.mesh is None:
+        return None
+    head_dim = policy.config.text.head_dim
+    return param_shardings(jax.eval_shape(program, params), policy.mesh, head_dim=head_dim)
 
 
 def make_programs(
     loss: Callable[[Params, Microbatch], tuple[Array, dict[str, Array]]],
     tx: optax.GradientTransformation,
+    policy: Policy | None = None,
 ) -> Programs:
     """Compiles-once programs for a loss and an optimizer. Call this once a run.
 
     Args:
       loss: (params, microbatch) -> (scalar, metrics), both sums that add up over microbatches.
       tx: the optimizer.
+      policy: whose mesh gradients and state keep their layout on; None for one device.
     """
+
+    def laid_out(tree):
+        # What a program returns would otherwise lie as the compiler likes, gradients half whole.
+        shardings = _shardings(policy, lambda tree: tree, tree)
+        return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings)
 
     def accumulate(params, grads, microbatch):
         (value, metrics), new = jax.value_and_grad(loss, has_aux=True)(params, microbatch)
-        return jax.tree.map(jnp.add, grads, new), metrics | {"loss": value}
+        return laid_out(jax.tree.map(jnp.add, grads, new)), metrics | {"loss": value}
 
     def apply(state, grads):
         norm = optax.global_norm(grads)
@@ -107,10 +124,10 @@ def make_programs(
         state = TrainState(
             keep(params, state.params), keep(opt_state, state.opt_state), state.step + 1, bad
         )
-        return state, {"grad_norm": norm, "count/skipped_updates": (~finite).astype(jnp.int32)}
+        return laid_out(state), {"grad_norm": norm, "count/skipped_updates": (~finite).astype(jnp.int32)}
 
     return Programs(
-        zeros=jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params)),
+        zeros=jax.jit(lambda params: laid_out(jax.tree.map(jnp.zeros_like, params))),
         accumulate=jax.jit(accumulate, donate_argnums=1),
         apply=jax.jit(apply, donate_argnums=0),
     )

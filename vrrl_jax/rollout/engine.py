@@ -71,11 +71,18 @@ class Decoded(NamedTuple):
     stopped: Array
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def init(policy: Policy, rows: int, slots: int) -> State:
     """Empty rows with room for `slots` tokens."""
     zero = lambda: jnp.zeros(rows, jnp.int32)
     hidden = jnp.zeros((rows, policy.config.text.width), policy.dtype)
-    return State(models.init_cache(policy, rows, slots), zero(), zero(), hidden)
+    return _laid_out(policy, State(models.init_cache(policy, rows, slots), zero(), zero(), hidden))
+
+
+def _laid_out(policy: Policy, state: State) -> State:
+    """On a mesh every program returns a state in the layout in which the next one takes it."""
+    cache = tuple(tuple(models.constrain_cache(policy, a) for a in pair) for pair in state.cache)
+    return State(cache, *(models.constrain_rows(policy, a) for a in state[1:]))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -87,20 +94,19 @@ def append(policy: Policy, view: View, state: State, chunk: Chunk) -> State:
     last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(x, last, 1)[:, 0]
     touched = chunk.count > 0
-    return State(
+    state = State(
         cache,
         state.lengths + chunk.count,
         jnp.where(touched, chunk.next_position, state.next_position),
         jnp.where(touched[:, None], hidden, state.hidden),
     )
+    return _laid_out(policy, state)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def repeat(policy: Policy, state: State, times: int) -> State:
     """Every row `times` times, neighbours: n samples share one prefill of their prompt."""
-    spread = jax.tree.map(lambda a: jnp.repeat(a, times, 0), state)
-    cache = tuple(tuple(models.constrain_cache(policy, a) for a in pair) for pair in spread.cache)
-    return spread._replace(cache=cache)
+    return _laid_out(policy, jax.tree.map(lambda a: jnp.repeat(a, times, 0), state))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
@@ -173,7 +179,7 @@ def decode(
     )
     token, active, out = emit(0, state, active, out)
     _, state, _, _, out = jax.lax.while_loop(going, step, (1, state, token, active, out))
-    return state, out
+    return _laid_out(policy, state), out
 
 
 make_view = jax.jit(models.rollout_view, static_argnums=0)

@@ -7,6 +7,7 @@ programs: their stored reply simply opens the next chunk, and the row sits out t
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ import numpy as np
 
 from vrrl_jax import layout
 from vrrl_jax.models.policy import Policy, View
-from vrrl_jax.parallel.mesh import put_rows
+from vrrl_jax.parallel.mesh import put_rows, row_parts
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.processing.processor import decode as decode_text
@@ -162,6 +163,8 @@ def plan_shapes(
         patches = max(patches, layout.slot_patches(chunk.picture.grid, place))
         if settings.max_turns > 1:
             after = environment.step(example, probe, 0).prompt
+            if after is None:
+                raise ValueError(f"the environment ends an episode at the probe {probe!r}")
             chunk = encode.next_chunk(processor, after.text, after.picture)
             follow = max(follow, chunk.tokens.size)
             patches = max(patches, layout.slot_patches(chunk.picture.grid, place))
@@ -204,17 +207,14 @@ def rollout(
       (episodes, group by group, sample by sample; figures of the rollout).
 
     Raises:
-      ValueError: a chunk is larger than its planned shape.
+      ValueError: a chunk is larger than its planned shape, or a row's cache than its slots.
     """
     started = time.perf_counter()
     rows = [_Row(g, s, spec) for g, spec in enumerate(groups) for s in range(settings.samples)]
     for row in rows:
         row.opening = row.spec.opening if row.spec.prefix else ""
     questions = np.array([row.spec.question for row in rows], np.int32)
-    # A rolled-in group may continue a question that also runs afresh: other keys for it.
-    samples = np.array(
-        [row.sample + settings.samples * bool(row.spec.prefix) for row in rows], np.int32
-    )
+    samples = _streams(rows, settings.samples)
     stops = np.array(policy.stop_ids or (-1,), np.int32)
     state = None
     sampled = decode_steps = 0
@@ -223,19 +223,20 @@ def rollout(
             break
         if turn == 0:
             # One prefill a group: its rows are copies of one another.
-            leaders = [row for row in rows if row.sample == 0]
-            _open(leaders, rows, environment, processor, settings)
-            chunk = _chunk(policy, leaders, shapes.prompt, shapes.patches)
+            copies = _copies(policy, len(groups), settings.samples)
+            leaders = [row for row in rows if row.sample < copies]
+            _open(rows, environment, processor, settings)
+            chunk = _chunk(policy, leaders, shapes.prompt, shapes, settings.max_new_tokens)
             state = engine.init(policy, len(leaders), shapes.slots)
             state = engine.append(policy, view, state, _place(policy, chunk))
-            state = engine.repeat(policy, state, settings.samples)
+            state = engine.repeat(policy, state, settings.samples // copies)
             for row in rows:
                 _appended(policy, row)
         else:
             for row in rows:
                 if not row.done:
                     _feedback(row, turn, processor, settings)
-            chunk = _chunk(policy, rows, shapes.follow, shapes.patches)
+            chunk = _chunk(policy, rows, shapes.follow, shapes, settings.max_new_tokens)
             state = engine.append(policy, view, state, _place(policy, chunk))
             for row in rows:
                 if not row.done:
@@ -262,7 +263,7 @@ def rollout(
             if active[b]:
                 _sampled(row, turn, decoded, b, processor, settings)
             else:
-                _rolled_in(row, turn, processor, settings.train_prefix)
+                _rolled_in(row, turn, processor, settings)
             outcome = environment.step(row.spec.example, row.texts[-1], turn)
             row.done, row.prompt = outcome.done, outcome.prompt
     episodes = [_finish(row, score) for row in rows]
@@ -277,13 +278,35 @@ def rollout(
     }
 
 
-def _open(leaders, rows, environment, processor, settings) -> None:
+def _streams(rows: list[_Row], samples: int) -> np.ndarray:
+    """The sample number that seeds each row: int32 [B], unlike any other of its question.
+
+    A rolled-in group may continue a question that also runs afresh, and a small data source comes
+    round within a step: neither may repeat the other's draws.
+    """
+    played, first = collections.Counter(), {}
+    for row in rows:
+        kind = row.spec.question, bool(row.spec.prefix)
+        if row.sample == 0:
+            first[row.group] = samples * (2 * played[kind] + kind[1])
+            played[kind] += 1
+    return np.array([first[row.group] + row.sample for row in rows], np.int32)
+
+
+def _copies(policy: Policy, groups: int, samples: int) -> int:
+    """Rows a group in the opening prefill: on a mesh the fewest that split over it."""
+    parts = row_parts(policy.mesh)
+    fits = lambda copies: samples % copies == 0 and groups * copies % parts == 0
+    return next(filter(fits, range(1, samples + 1)), samples)
+
+
+def _open(rows, environment, processor, settings) -> None:
     """The opening chunk of every group, shared by its rows."""
     chunks = {}
-    for leader in leaders:
-        prompt = environment.reset(leader.spec.example)
-        chunks[leader.group] = encode.first_chunk(processor, prompt.text, prompt.picture)
     for row in rows:
+        if row.group not in chunks:
+            prompt = environment.reset(row.spec.example)
+            chunks[row.group] = encode.first_chunk(processor, prompt.text, prompt.picture)
         chunk = chunks[row.group]
         row.record(chunk.tokens, 0)
         row.carry = chunk.tokens.tolist()
@@ -306,7 +329,9 @@ def _feedback(row: _Row, turn: int, processor: Processor, settings: Settings) ->
         row.carry += forced
 
 
-def _chunk(policy: Policy, rows: list[_Row], width: int, patches: int) -> engine.Chunk:
+def _chunk(
+    policy: Policy, rows: list[_Row], width: int, shapes: Shapes, budget: int
+) -> engine.Chunk:
     """The rows' carried tokens, right-padded, with the newest picture of each."""
     place = policy.config.layout
     b = len(rows)
@@ -315,7 +340,7 @@ def _chunk(policy: Policy, rows: list[_Row], width: int, patches: int) -> engine
     count, after = np.zeros(b, np.int32), np.zeros(b, np.int32)
     source = np.full((b, width), -1, np.int32)
     shown = [[] if row.done else row.pictures[-1:] for row in rows]
-    data, coords, segments, sources = layout.pack_pictures(shown, place, 1, patches)
+    data, coords, segments, sources = layout.pack_pictures(shown, place, 1, shapes.patches)
     for i, row in enumerate(rows):
         if row.done:
             continue
@@ -323,6 +348,12 @@ def _chunk(policy: Policy, rows: list[_Row], width: int, patches: int) -> engine
         if n > width:
             raise ValueError(
                 f"question {row.spec.question}: a chunk of {n} tokens, the plan holds {width}"
+            )
+        # Writes past the end of a cache are dropped: later tokens would see another text.
+        if row.filled + n + budget - 1 > shapes.slots:
+            raise ValueError(
+                f"question {row.spec.question}: {row.filled + n} tokens and a reply of {budget} "
+                f"exceed the {shapes.slots} slots of the plan"
             )
         tokens[i, :n] = row.carry
         grids = [p.grid for p in shown[i]]
@@ -374,10 +405,14 @@ def _sampled(
     row.spans.append((start, row.size))
 
 
-def _rolled_in(row: _Row, turn: int, processor: Processor, trained: bool) -> None:
+def _rolled_in(row: _Row, turn: int, processor: Processor, settings: Settings) -> None:
     """Books a stored reply as if it had been spoken."""
-    tokens = row.spec.prefix[turn]
-    row.record(tokens, turn, float(trained), row.spec.prefix_logprobs[turn])
+    tokens, logprobs = row.spec.prefix[turn], row.spec.prefix_logprobs[turn]
+    row.record(tokens, turn, float(settings.train_prefix), logprobs)
+    # A forced token has no behaviour log-probability, hence no ratio.
+    row.mask[-1][np.asarray(logprobs) == 0] = 0.0
+    if not settings.train_end:
+        row.mask[-1][-1] = 0.0
     row.spans.append((row.size - len(tokens), row.size))
     row.carry = [int(t) for t in tokens]
     row.texts.append(decode_text(processor, tokens))
@@ -400,6 +435,6 @@ def _finish(row: _Row, score: Callable[..., dict[str, float]]) -> Episode:
         mode=row.spec.mode,
         prefix_turns=len(row.spec.prefix),
         prefix_right=row.spec.prefix_right,
-        truncated=row.truncated,
+        truncated=row.truncated or not row.done,
         images=tuple(row.images),
     )

@@ -1,0 +1,293 @@
+"""Supervised runs: they learn, they resume, and a step's batch is a function of the step."""
+
+import dataclasses
+import json
+import pathlib
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import vrrl_jax as vr
+from vrrl_jax import log as logs
+from vrrl_jax import sft, testing
+from vrrl_jax.checkpoint import state as checkpoints
+from vrrl_jax.config import SftConfig, load
+from vrrl_jax.log import read_metrics
+from vrrl_jax.rl import update
+
+STEPS = 6
+RECIPE = """
+steps: 6
+policy: {path: CHECKPOINT, init: random, config: CHECKPOINT/config.json}
+data: {levels: [3]}
+demonstrations: {single_turn_steps: 2, single_turn_fraction: 0.3, max_turns: 3}
+env: {cell: 28, max_turns: 3, question: Solve, verify: Verify}
+rollout: {max_new_tokens: 4}
+batch: {rows: 4, row_tokens: 128, picture_slots: 3, slot_patches: 64, sequences: 16, fill: 0.6}
+optimizer: {name: muon, learning_rate: 0.02, warmup_steps: 0, schedule: constant}
+ema_decay: 0.9
+checkpoint: {every: 2, keep: 5}
+eval: {enabled: false}
+log: {tensorboard: false}
+"""
+INCIDENTAL = {"time", "tokens_per_second"}
+
+
+@pytest.fixture(scope="module")
+def configure(tiny_checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny_sft.yaml"
+    path.write_text(RECIPE.replace("CHECKPOINT", str(tiny_checkpoint)))
+
+    def configure(run_dir, *overrides) -> SftConfig:
+        return load(path, [f"run_dir={run_dir}", *overrides], SftConfig)
+
+    return configure
+
+
+@pytest.fixture(scope="module")
+def run(configure, tmp_path_factory) -> pathlib.Path:
+    return sft.main(configure(tmp_path_factory.mktemp("run") / "whole"))
+
+
+def saved_arrays(run_dir):
+    with checkpoints.open_checkpoints(run_dir / "checkpoints") as saved:
+        return checkpoints.latest(saved), checkpoints.restore_raw(saved)
+
+
+def lines(run_dir):
+    return [
+        {k: v for k, v in line.items() if k not in INCIDENTAL}
+        for line in read_metrics(run_dir / "metrics.jsonl")
+    ]
+
+
+def assert_same(a, b):
+    flat, other = (jax.tree_util.tree_leaves_with_path(t) for t in (a, b))
+    assert [p for p, _ in flat] == [p for p, _ in other]
+    for (path, x), (_, y) in zip(flat, other, strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls(run):
+    metrics = read_metrics(run / "metrics.jsonl")
+    losses = [line["loss"] for line in metrics]
+    # From the uniform guess over 384 tokens towards a language of a dozen words.
+    assert abs(losses[0] - np.log(384)) < 0.7
+    assert losses[-1] < losses[0] - 0.5
+    assert metrics[-1]["target_probability"] > 2 * metrics[0]["target_probability"]
+    assert all(line["count/skipped_updates"] == 0 and line["sequences"] > 3 for line in metrics)
+    assert all(0.3 < line["occupancy"] <= 1 for line in metrics)
+
+
+def test_the_average_is_what_is_exported(run):
+    step, arrays = saved_arrays(run)
+    assert step == STEPS
+    _, exported = vr.load_pretrained(run / "hf")
+    assert_same(exported, arrays["average"])
+    assert np.any(exported["norm"]["scale"] != arrays["state"]["params"]["norm"]["scale"])
+    assert (run / "hf" / "tokenizer.json").is_file() and (run / "config.yaml").is_file()
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_and_resumed_run_is_the_same_run(run, configure, tmp_path, monkeypatch):
+    config = configure(tmp_path / "killed")
+    write = logs.Writer.step
+
+    def die(self, number, metrics):
+        write(self, number, metrics)
+        if number == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.Writer, "step", die)
+        with pytest.raises(Killed):
+            sft.main(config)
+    resumed = sft.main(config, resume=True)
+    assert_same(saved_arrays(resumed)[1], saved_arrays(run)[1])
+    assert lines(resumed) == lines(run)
+
+
+def test_it_starts_from_a_checkpoint_and_evaluates(configure, tiny_checkpoint, tmp_path):
+    config = configure(
+        tmp_path / "tuned",
+        "steps=1",
+        "policy.init=pretrained",
+        "optimizer.learning_rate=0",
+        "ema_decay=null",
+        "eval={count: 3, levels: [3], temperatures: [0]}",
+    )
+    run_dir = sft.main(config)
+    assert_same(vr.load_pretrained(run_dir / "hf")[1], vr.load_pretrained(tiny_checkpoint)[1])
+    (table,) = json.loads((run_dir / "evaluation_step000001.json").read_text())
+    assert table["name"] == "greedy" and table["rows"][0]["maps"] == 3
+    assert "average" not in saved_arrays(run_dir)[1]
+
+
+def test_gradients_that_stay_not_finite_end_the_run_with_a_checkpoint(
+    configure, tmp_path, monkeypatch
+):
+    loss = update.supervised_loss
+
+    def poisoned(policy, params, batch):
+        total, metrics = loss(policy, params, batch)
+        return total * np.nan, metrics
+
+    monkeypatch.setattr(update, "supervised_loss", poisoned)
+    config = configure(tmp_path / "nan", "guard.max_bad_steps=1", "checkpoint.every=50")
+    with pytest.raises(FloatingPointError, match="saved as checkpoint 2"):
+        sft.main(config)
+    step, arrays = saved_arrays(tmp_path / "nan")
+    assert step == 2 and arrays["state"]["bad_steps"] == 2
+    fresh = sft.start_policy(config, None)[1]
+    assert_same(arrays["state"]["params"], fresh)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["policy.config=/no/such/config.json"], "no/such"),
+        (["data.exclude=[/no/such/maps]"], "maps.json"),
+        (["policy.init=pretrained", "policy.path=/no/such/policy"], "config.json"),
+        (["eval.enabled=true", "eval.path=/no/such/maps"], "maps.json"),
+    ],
+)
+def test_what_cannot_run_fails_before_anything_is_written(configure, tmp_path, overrides, words):
+    with pytest.raises(FileNotFoundError, match=words):
+        sft.main(configure(tmp_path / "bad", *overrides))
+    assert not (tmp_path / "bad").exists()
+
+
+# --- the stream of batches -----------------------------------------------------------------------
+
+
+def sequences(config, step, processor, exclude=frozenset()):
+    return sft.draw_sequences(step, config, processor, exclude)
+
+
+def test_a_step_s_batch_depends_on_seed_and_step_alone(configure, tiny, tiny_processor, tmp_path):
+    config = configure(tmp_path)
+    pack = lambda c, step: sft.pack_batch(tiny[0], sequences(c, step, tiny_processor), c.batch)
+    first, occupancy = pack(config, 3)
+    again, _ = pack(config, 3)
+    assert_same(first, again)
+    assert first.fields["target_weights"].sum() == pytest.approx(1, abs=1e-5)
+    assert occupancy == pytest.approx(float((first.rows.segments > 0).mean()))
+    for other in (pack(config, 4)[0], pack(dataclasses.replace(config, seed=1), 3)[0]):
+        assert not np.array_equal(first.rows.tokens, other.rows.tokens)
+
+
+def test_first_steps_hold_lone_proposals_only(configure, tiny_processor, tmp_path):
+    config = configure(tmp_path)
+    pictures = lambda step: {len(s.pictures) for s in sequences(config, step, tiny_processor)}
+    assert pictures(0) == pictures(1) == {1}
+    assert {1, 2} <= pictures(2) | pictures(3) | pictures(4) <= {1, 2, 3}
+
+
+def test_excluded_maps_are_never_shown(configure, tiny_processor, tmp_path, monkeypatch):
+    config = configure(tmp_path)
+    shown = []
+    make = sft.demonstration_sequence
+    monkeypatch.setattr(
+        sft, "demonstration_sequence", lambda map, *a: shown.append(map.key) or make(map, *a)
+    )
+    sequences(config, 2, tiny_processor)
+    banned, shown[:] = frozenset(shown[:4]), []
+    sequences(config, 2, tiny_processor, banned)
+    assert len(shown) > 4 and not banned & set(shown)
+
+
+def test_targets_are_the_written_tokens_behind_their_states(configure, tiny_processor, tmp_path):
+    """Prompts and pictures carry no loss; of a trained token's targets one is what is written."""
+    for sequence in sequences(configure(tmp_path), 3, tiny_processor):
+        ids, weights = sequence.fields["target_ids"], sequence.fields["target_weights"]
+        trained = weights.sum(1) > 0
+        hit = ((ids == sequence.tokens[:, None]) & (weights > 0)).any(1)
+        assert (hit == trained).all() and trained.any()
+        assert not trained[sequence.tokens == tiny_processor.ids.image_pad].any()
+        assert not trained[:5].any()
+
+
+def test_a_batch_that_no_demonstration_fits_is_an_error(configure, tiny, tiny_processor, tmp_path):
+    config = configure(tmp_path)
+    drawn = sequences(config, 3, tiny_processor)
+    for change in ({"row_tokens": 16}, {"slot_patches": 16}):
+        with pytest.raises(ValueError, match=r"batch\.row_tokens"):
+            sft.pack_batch(tiny[0], drawn, dataclasses.replace(config.batch, **change))
+
+
+# --- prefetch ------------------------------------------------------------------------------------
+
+
+def test_prefetch_yields_every_step_in_order():
+    assert list(sft.prefetch(lambda step: step**2, iter(range(7)))) == [
+        (i, i * i) for i in range(7)
+    ]
+    assert list(sft.prefetch(lambda step: step, iter(()))) == []
+
+
+def test_prefetch_surfaces_an_error_where_its_step_would_be():
+    def make(step):
+        if step == 2:
+            raise ValueError("map 7 is broken")
+        return step
+
+    seen = []
+    with pytest.raises(ValueError, match="map 7"):
+        for step, _ in sft.prefetch(make, iter(range(9))):
+            seen.append(step)
+    assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("length", [5, 100])
+def test_prefetch_stays_a_few_steps_ahead_and_ends_with_its_reader(length):
+    made = []
+    before = threading.active_count()
+    stream = sft.prefetch(lambda step: made.append(step), iter(range(length)), depth=2)
+    next(stream)
+    time.sleep(0.1)
+    assert len(made) <= 5
+    stream.close()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() == before
+
+
+def test_demonstrations_play_through_the_environment(tiny_processor, configure, tmp_path):
+    """Every picture of a sequence is what the environment shows after the written reply."""
+    import random
+
+    from vrrl_jax.envs import frozenlake as env
+    from vrrl_jax.processing import processor as processing
+
+    config = configure(tmp_path)
+    settings = testing.tiny_environment(3).settings
+    for seed, map in enumerate(testing.tiny_maps(6)):
+        sequence = sft.demonstration_sequence(
+            map, random.Random(seed), tiny_processor, settings, config.demonstrations, False
+        )
+        ids = tiny_processor.ids
+        starts = np.flatnonzero(sequence.tokens == ids.im_start)[1::2]  # assistant turns
+        replies = []
+        for start in starts:
+            rest = sequence.tokens[start:].tolist()
+            body = rest[: rest.index(ids.im_end)]
+            text = processing.decode(tiny_processor, body)
+            replies.append(text.removeprefix("assistant\n"))
+        shown = [env.reset(map, settings).picture]
+        for turn, reply in enumerate(replies[:-1]):
+            shown.append(env.step(map, reply, turn, settings).prompt.picture)
+        assert len(shown) == len(sequence.pictures)
+        for image, picture in zip(shown, sequence.pictures, strict=True):
+            wanted = processing.picture(tiny_processor, image)
+            assert np.array_equal(picture.patches, wanted.patches)
