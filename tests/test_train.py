@@ -1,7 +1,13 @@
 """Whole runs through `train.main`: every mechanism fires, and a resumed run is the same run."""
 
 import json
+import os
 import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -241,6 +247,47 @@ def test_resuming_what_is_over_changes_nothing(run, configure):
     assert_same(saved_arrays(run)[1], before[1][1])
 
 
+DRIVER = """
+import sys
+import jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[4])
+from vrrl_jax import train
+from vrrl_jax.config import TrainConfig, load
+from vrrl_jax.rollout import episodes
+episodes.decode_text = lambda _, ids: SAY[sum(map(int, ids)) % 2]
+config = load(sys.argv[1], ["run_dir=" + sys.argv[2], "checkpoint.every=1"], TrainConfig)
+train.main(config, resume=sys.argv[3] == "resume")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_process_killed_again_and_again_ends_with_the_same_bits(run, configure, tmp_path, seed):
+    """SIGKILL at random moments, checkpoints half written included."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER.replace("SAY", repr((say(None, [0]), say(None, [1])))))
+    recipe, killed, rng = run / "config.yaml", tmp_path / "killed", random.Random(seed)
+
+    def start(how):
+        cache = str(jax.config.jax_compilation_cache_dir)
+        argv = [sys.executable, str(driver), str(recipe), str(killed), how, cache]
+        root = str(pathlib.Path(train.__file__).parents[1])
+        return subprocess.Popen(argv, env=os.environ | {"PYTHONPATH": root})
+
+    for wanted in (1, 2, 3):
+        how = "resume" if (killed / "config.yaml").is_file() else "fresh"
+        process = start(how)
+        while process.poll() is None and len(read_metrics(killed / "metrics.jsonl")) < wanted:
+            time.sleep(0.01)
+        time.sleep(0.3 * rng.random())
+        process.kill()
+        process.wait()
+    assert start("resume").wait() == 0
+    whole, found = saved_arrays(run)[1], saved_arrays(killed)[1]
+    assert_same(found, whole)
+    assert lines(killed) == lines(run)
+
+
 # --- variants ------------------------------------------------------------------------------------
 
 
@@ -276,6 +323,28 @@ def test_ppo_with_minibatches_epochs_and_evaluation(configure, speaking, tmp_pat
         tables = json.loads((run_dir / f"evaluation_{name}.json").read_text())
         assert {row["maps"] for row in tables[-1]["rows"]} == {4}
     assert "evaluation_final" in (run_dir / "report.html").read_text()
+
+
+def test_fixed_length_weights_leave_ratios_means(configure, speaking, tmp_path):
+    """Two optimizer steps a rollout, a linear schedule: its rates fall update by update."""
+    config = configure(
+        tmp_path / "fixed",
+        "steps=2",
+        "algorithm={normalization: fixed_length, advantage: dr_grpo, minibatches: 2}",
+        "modes={rtm: 1.0, normal: 0}",
+        "rtm.kind=closed_form",
+        "filter.enabled=false",
+        "optimizer.schedule=linear",
+    )
+    first, second = read_metrics(train.main(config) / "metrics.jsonl")
+    for line in (first, second):
+        assert line["ratio_mean"] == pytest.approx(1, abs=0.2)
+        assert line["ratio_deviation_first"] < 1e-4
+        assert 3 < line["entropy"] < np.log(384)
+        assert line["count/rtm_groups"] == 4 and line["count/rtm_masked_tokens"] > 0
+    # The rate of the last of a step's updates: 3/4, 1/4 of the peak were the second ones'.
+    assert first["learning_rate"] == pytest.approx(0.0075)
+    assert second["learning_rate"] == pytest.approx(0.0025)
 
 
 def test_a_filter_that_nothing_passes_skips_the_update(configure, speaking, tmp_path):
@@ -319,12 +388,14 @@ def test_gradients_that_stay_not_finite_end_the_run(configure, speaking, tmp_pat
         (["data.exclude=[/no/such/maps]"], FileNotFoundError, "maps.json"),
         (["eval.enabled=true", "eval.path=/no/such/maps"], FileNotFoundError, "maps.json"),
         (["eval.references=[/no/such/policy]"], FileNotFoundError, "config.json"),
+        (["data.exclude=[MAPS]"], ValueError, "none of the 6 maps"),
         (["mesh.data=1000"], (ConfigError, ValueError), "mesh"),
     ],
 )
 def test_what_cannot_run_fails_before_anything_is_written(
-    configure, tmp_path, overrides, error, words
+    configure, maps, tmp_path, overrides, error, words
 ):
+    overrides = [override.replace("MAPS", str(maps)) for override in overrides]
     with pytest.raises(error, match=words):
         train.main(configure(tmp_path / "bad", *overrides))
     assert not (tmp_path / "bad").exists()
@@ -340,8 +411,6 @@ def test_a_run_is_not_overwritten_and_nothing_is_not_resumed(run, configure, tmp
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(run, configure, tmp_path):
-    import shutil
-
     copied = tmp_path / "copied"
     shutil.copytree(run, copied)
     with pytest.raises(ValueError, match="configuration"):

@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     from vrrl_jax.strict_yaml import ConfigError
 
     try:
-        args.run(args)
-    except (ConfigError, FileNotFoundError, FileExistsError, ValueError, FloatingPointError) as e:
+        args.call(args)
+    except (ConfigError, OSError, ValueError, FloatingPointError) as e:
         if os.environ.get("VRRL_DEBUG"):
             raise
         print(f"vrrl {args.command}: {e}", file=sys.stderr)
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name, run, text, **kwargs):
         sub = commands.add_parser(name, help=text, description=text, **kwargs)
-        sub.set_defaults(run=run)
+        sub.set_defaults(call=run)
         return sub
 
     for name, run, text in (

@@ -106,10 +106,14 @@ def scorer(config: RewardConfig, decision_bonus: float = 0.0) -> Callable[..., d
 def evaluation_maps(config: EvalConfig, exclude: frozenset[str] = frozenset()) -> list[Map]:
     """The published maps, or generated ones that meet no key of `exclude`.
 
-    Generated: `count` in all, the same number at every level.
+    Generated: `count` in all, the same number at every level. Published: what was skipped is
+    printed.
     """
     if config.path is not None:
-        return frozenlake.load(config.path).maps
+        loaded = frozenlake.load(config.path)
+        for line in loaded.skipped:
+            print(f"skipped: {line}")
+        return loaded.maps
     each = -(-config.count // len(config.levels))
     maps = []
     for level in config.levels:
@@ -273,6 +277,7 @@ def save(path: pathlib.Path, tables: list[dict]) -> None:
     tables = [
         t | {"rows": [{k: finite(v) for k, v in r.items()} for r in t["rows"]]} for t in tables
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(tables, indent=1, allow_nan=False) + "\n")
 
 
@@ -305,7 +310,7 @@ def main(
       recipe: a recipe for the sections env, rollout, reward and eval. Without it a run's own
         configuration, or the one that stands beside the checkpoint, as nano's does.
       overrides: dotted, as elsewhere.
-      output: default evaluation.json in the checkpoint's directory, or here for nano.
+      output: default evaluation.json in the checkpoint's directory, or here for a shipped one.
     """
     path = pathlib.Path(checkpoint)
     run = (path / "config.yaml").is_file() and (path / "hf").is_dir()
@@ -335,7 +340,7 @@ def main(
     )
     result = tables(scores)
     show(brief(scores, f"{checkpoint}, in percent of maps"))
-    target = pathlib.Path(output or ("." if checkpoint == "nano" else path))
+    target = pathlib.Path(output or ("." if checkpoint in hf.SHIPPED else path))
     target = target / "evaluation.json" if target.is_dir() else target
     save(target, result)
     print(target)

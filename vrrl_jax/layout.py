@@ -167,6 +167,11 @@ def bucket(n: int, smallest: int = 2) -> int:
         power *= 2
 
 
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least n."""
+    return -(-n // multiple) * multiple
+
+
 def pack_pictures(
     rows: Seq[Seq[Picture]], layout: PictureLayout, slots: int, patches: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[np.ndarray]]]:

@@ -246,21 +246,23 @@ def prefetch(make, steps: Iterator[int], depth: int = 3) -> Iterator:
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
+    def offer(*item):
+        # Not a plain put: the reader may have left a full queue behind.
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
     def work():
         try:
             for step in steps:
-                item = make(step)
-                while not stop.is_set():
-                    try:
-                        ready.put((step, item, None), timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
                 if stop.is_set():
                     return
-            ready.put((None, None, None))
+                offer(step, make(step), None)
+            offer(None, None, None)
         except Exception as error:
-            ready.put((None, None, error))
+            offer(None, None, error)
 
     threading.Thread(target=work, daemon=True).start()
     try:

@@ -33,9 +33,6 @@ from vrrl_jax.rollout import engine, episodes
 from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.types import Episode
 
-# A bound on whatever the environment's texts add to a row; see `update_shape`.
-MIN_TURN_TOKENS = 24
-
 
 def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     """Trains a policy; returns the run's directory.
@@ -279,6 +276,7 @@ def learn(
     fields["advantages"] = np.asarray(per_token)
 
     totals: list[dict[str, Any]] = []
+    sums: list[float] = []
     for epoch in range(algorithm.epochs):
         for indices in minibatches(config, played, epoch, int(state.step)):
             packing = whole if len(indices) == len(played) else None
@@ -297,13 +295,17 @@ def learn(
             batches = label.microbatches(policy, packing, fields)
             state, metrics_now = update.run(programs, state, batches)
             totals.append(metrics_now)
-    totals = jax.device_get(totals)
+            sums.append(float(weights.sum()) or 1.0)
+    totals = [
+        {name: float(v) / (total if name in update.MEANS else 1.0) for name, v in t.items()}
+        for t, total in zip(jax.device_get(totals), sums, strict=True)
+    ]
     for name in totals[0]:
-        values = [float(t[name]) for t in totals]
+        values = [t[name] for t in totals]
         metrics[name] = float(np.sum(values) if name.startswith("count/") else np.mean(values))
     metrics["count/updates"] = len(totals)
     # The first update sees unchanged parameters: its ratio tells sampler and trainer apart.
-    metrics["ratio_deviation_first"] = float(totals[0]["ratio_deviation"])
+    metrics["ratio_deviation_first"] = totals[0]["ratio_deviation"]
     return state, metrics
 
 
@@ -351,11 +353,12 @@ def objective(config: TrainConfig) -> update.Objective:
 
 def update_shape(config: TrainConfig, policy: Policy, shapes: episodes.Shapes) -> layout.PackShape:
     """Packed rows that hold any episode, several short ones, and their pictures."""
-    tokens = config.update.row_tokens or layout.bucket(shapes.slots, 64)
+    tokens = max(config.update.row_tokens or 0, shapes.slots)
     return layout.PackShape(
         rows=config.update.rows_per_microbatch,
-        tokens=max(tokens, shapes.slots),
-        slots=max(config.env.max_turns, tokens // max(MIN_TURN_TOKENS, shapes.prompt)),
+        tokens=tokens,
+        # Of the largest pictures; smaller ones share a slot.
+        slots=max(config.env.max_turns, -(-tokens // shapes.prompt)),
         patches=max(config.update.picture_patches or 0, shapes.patches),
     )
 
@@ -388,7 +391,11 @@ def summary(played: list[Episode]) -> dict[str, float]:
 
 
 def training_maps(config: TrainConfig, exclude: frozenset[str]) -> list[Map]:
-    """Published or generated maps, none of `exclude`; what was skipped is printed."""
+    """Published or generated maps, none of `exclude`; what was skipped is printed.
+
+    Raises:
+      ValueError: `exclude` leaves none.
+    """
     data = config.data
     if data.path is None:
         return frozenlake.generate(
@@ -402,7 +409,10 @@ def training_maps(config: TrainConfig, exclude: frozenset[str]) -> list[Map]:
     loaded = frozenlake.load(data.path, data.limit)
     for line in loaded.skipped:
         print(f"skipped: {line}")
-    return [map for map in loaded.maps if map.key not in exclude]
+    maps = [map for map in loaded.maps if map.key not in exclude]
+    if not maps:
+        raise ValueError(f"data.exclude leaves none of the {len(loaded.maps)} maps of {data.path}")
+    return maps
 
 
 def guard(state, config, saved, step, buffer, cursor, generated) -> None:

@@ -13,6 +13,7 @@ from vrrl_jax import sft, train
 from vrrl_jax.config import ConfigError, SftConfig, TrainConfig, load
 from vrrl_jax.log import read_metrics
 from vrrl_jax.parallel.mesh import make_mesh
+from vrrl_jax.rl import update
 from vrrl_jax.rollout import episodes
 
 RECIPE = """
@@ -78,15 +79,38 @@ def assert_same_policy(ours, theirs, start, bound):
     assert max(np.abs(want - start[name]).max() for name, want in theirs.items()) > 100 * bound
 
 
-def test_training_is_the_same(configure, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def gradients(monkeypatch):
+    """How the embedding's and a projection's gradients lay, for every microbatch of a run."""
+    seen, make = [], update.make_programs
+
+    def watched(*args):
+        programs = make(*args)
+
+        def accumulate(params, grads, batch):
+            grads, metrics = programs.accumulate(params, grads, batch)
+            leaves = grads["embed_tokens"]["embedding"], grads["layers"]["q_proj"]["kernel"]
+            seen.append(tuple(leaf.sharding.shard_shape(leaf.shape) for leaf in leaves))
+            return grads, metrics
+
+        return programs._replace(accumulate=accumulate)
+
+    monkeypatch.setattr(update, "make_programs", watched)
+    return seen
+
+
+def test_training_is_the_same(configure, gradients, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     """Two steps; on the mesh the run stops after the first one and is resumed."""
     monkeypatch.setattr(episodes, "decode_text", say)
     alone = train.main(configure(RECIPE, tmp_path / "alone"))
     assert "left whole" not in capsys.readouterr().out
+    assert set(gradients) == {((384, 32), (2, 32, 32))}
+    gradients.clear()
     mesh = ("mesh.data=2", "mesh.fsdp=-1", "mesh.tensor=2")
     train.main(configure(RECIPE, tmp_path / "split", "steps=1", *mesh))
     split = train.main(configure(RECIPE, tmp_path / "split", *mesh), resume=True)
 
+    assert set(gradients) == {((192, 16), (2, 16, 16))}
     lines = [read_metrics(run / "metrics.jsonl") for run in (alone, split)]
     assert [len(run) for run in lines] == [2, 2]
     for a, b in zip(*lines, strict=True):
@@ -98,29 +122,27 @@ def test_training_is_the_same(configure, tiny_checkpoint, tmp_path, monkeypatch,
         }
         assert b["ratio_deviation_first"] < 1e-4
     assert lines[0][0]["grad_norm"] > 0 and lines[0][1]["count/roll_in_groups"] > 0
-    assert_same_policy(
-        weights(split / "hf"), weights(alone / "hf"), weights(tiny_checkpoint), 2e-6
-    )
+    assert_same_policy(weights(split / "hf"), weights(alone / "hf"), weights(tiny_checkpoint), 2e-6)
     tables = [json.loads((run / "evaluation_final.json").read_text()) for run in (alone, split)]
     assert tables[0] == tables[1]
 
 
-def test_supervised_training_is_the_same(configure, tiny_checkpoint, tmp_path, capsys):
+def test_supervised_training_is_the_same(configure, gradients, tiny_checkpoint, tmp_path, capsys):
     alone = sft.main(configure(DEMONSTRATIONS, tmp_path / "alone"))
     assert "left whole" not in capsys.readouterr().out
+    gradients.clear()
     mesh = ("mesh.fsdp=2", "mesh.tensor=4")
     split = sft.main(configure(DEMONSTRATIONS, tmp_path / "split", *mesh))
+    assert set(gradients) == {((96, 16), (2, 16, 8))}
     said = re.findall(r"^left whole on this mesh: .*$", capsys.readouterr().out, re.MULTILINE)
     assert len(said) == 1 and "layers/k_proj/kernel (2 heads over tensor=4)" in said[0]
-    assert_same_policy(
-        weights(split / "hf"), weights(alone / "hf"), weights(tiny_checkpoint), 2e-6
-    )
+    assert_same_policy(weights(split / "hf"), weights(alone / "hf"), weights(tiny_checkpoint), 2e-6)
 
 
 @pytest.mark.parametrize(
     "recipe, overrides, error, message",
     [
-        (RECIPE, ["mesh.data=16"], ValueError, "needs 16 devices, 8 are there"),
+        (RECIPE, ["mesh.tensor=16"], ValueError, "needs 16 devices, 8 are there"),
         (RECIPE, ["mesh.tensor=8"], ValueError, "4 query heads"),
         (RECIPE, ["mesh.fsdp=-1", "roll_in.capacity=20"], ConfigError, "roll_in.capacity"),
         (RECIPE, ["mesh.fsdp=-1", "update.rows_per_microbatch=4"], ConfigError, "rows_per_micro"),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from vrrl_jax import collect, label, layout, testing
 from vrrl_jax.checkpoint import hf
@@ -37,7 +38,7 @@ ROLL_IN = RollInConfig(capacity=16, max_per_question=3, max_prefix_turns=2, min_
 class Patient:
     """FrozenLake that takes any reply for a proposal: a random policy never writes one."""
 
-    board: env.Environment = testing.tiny_environment(TURNS)
+    board: env.Environment
 
     def reset(self, example):
         return self.board.reset(example)
@@ -107,7 +108,7 @@ def laid_out(policy, tree):
 
 def play(where: Place):
     """Four groups, the last one rolled in, three turns each."""
-    processor, board = testing.tiny_processor(), Patient()
+    processor, board = testing.tiny_processor(), Patient(testing.tiny_environment(TURNS))
     maps = testing.tiny_maps(GROUPS)
     settings = episodes.Settings(SAMPLES, TURNS, REPLY, train_prefix=True)
     reply = np.int32([*encode(processor, "<ANSWER>up</ANSWER>"), processor.ids.im_end])
@@ -145,6 +146,13 @@ def test_a_rollout_is_the_same(split, played):
     assert len({e.rewards["total"] for e in ours}) > 2
 
 
+def collectives(program) -> list[str]:
+    """What a compiled program's collectives return, a line each."""
+    lines = program.compile().as_text().splitlines()
+    marks = [" all-gather(", " all-reduce(", " all-to-all(", " collective-permute("]
+    return [line.split(mark)[0] + mark for line in lines for mark in marks if mark in line]
+
+
 def test_cache_and_view_lie_on_the_mesh(split):
     mesh = split.policy.mesh
     state = engine.init(split.policy, 16, 64)
@@ -156,6 +164,20 @@ def test_cache_and_view_lie_on_the_mesh(split):
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     for leaf in (view.embedding, view.head, view.layers[1]["mlp"]["up_proj"]["kernel"]):
         assert np.prod(leaf.sharding.shard_shape(leaf.shape)) == leaf.size // parts
+
+
+def test_decoding_keeps_rows_where_they_are():
+    """Each row's keys and values go into the part of the cache that holds the row."""
+    split = place(make_mesh(fsdp=4, tensor=2))
+    view = engine.make_view(split.policy, split.params)
+    state, active = engine.init(split.policy, 16, 128), np.ones(16, bool)
+    keys = engine.make_keys(jax.random.key(0), 0, np.arange(16), np.arange(16), 0)
+    stops, sampling = np.int32(split.policy.stop_ids), episodes.Sampling()
+    program = engine.decode.lower(
+        split.policy, view, state, active, keys, sampling, stops, REPLY, REPLY
+    )
+    moved = collectives(program)
+    assert moved and not [line for line in moved if "f32[16,1,1,8]" in line or "[16,128," in line]
 
 
 # --- forward, gradients, updates -----------------------------------------------------------------
@@ -234,22 +256,24 @@ def test_forward_gradients_and_update_are_the_same(split, played, learned):
 def test_muon_is_the_same():
     """Newton-Schulz multiplies whole matrices, of which every device holds a piece."""
     tx = make_optimizer(dataclasses.replace(OPTIMIZER, name="muon"), 10)
-    out = []
-    for where in (place(), place(make_mesh(fsdp=4, tensor=2))):
+    alone, split = place(), place(make_mesh(fsdp=4, tensor=2))
+    rng = np.random.default_rng(4)
+    grads = jax.tree.map(lambda a: np.float32(rng.normal(size=a.shape)), alone.params)
+
+    def step(where):
         state = update.init_state(where.policy, where.params, tx)
-        rng = np.random.default_rng(4)
-        grads = jax.tree.map(lambda a: np.float32(rng.normal(size=a.shape)), state.params)
-        grads = jax.device_put(grads, shardings(where.policy, grads))
-        state, _ = programs(where, tx).apply(state, grads)
-        laid_out(where.policy, state) if where.policy.mesh else None
-        out.append(state)
-    close(out[1].params, out[0].params, 0, 1e-3 * OPTIMIZER.learning_rate)
-    close(out[1].opt_state, out[0].opt_state)
+        placed = jax.device_put(grads, shardings(where.policy, grads))
+        return programs(where, tx).apply(state, placed)[0]
+
+    ours, theirs = step(split), step(alone)
+    laid_out(split.policy, ours)
+    close(ours.params, theirs.params, 0, 1e-3 * OPTIMIZER.learning_rate)
+    close(ours.opt_state, theirs.opt_state)
 
 
 def test_key_value_heads_held_whole_change_nothing(alone, played, learned):
     split = place(make_mesh(fsdp=2, tensor=4))
-    assert split.params["layers"]["k_proj"]["kernel"].sharding.spec == (None, "fsdp", None)
+    assert split.params["layers"]["k_proj"]["kernel"].sharding.spec == P(None, "fsdp", None)
     close(forward(split.policy, split.params, packed(split, played)[0].rows), learned[0], 2e-6)
     keys = engine.init(split.policy, 4, 8).cache[0][0]
     assert keys.sharding.shard_shape(keys.shape) == (2, 8, 2, 8)
@@ -259,14 +283,10 @@ def test_the_vocabulary_is_never_gathered(played):
     """Log-probabilities and their gradients: no collective moves logits of all tokens."""
     split = place(make_mesh(fsdp=4, tensor=2))
     batch = packed(split, played)[0]
-    tx = make_optimizer(OPTIMIZER, 10)
-    run = programs(split, tx)
-    lowered = run.accumulate.lower(split.params, run.zeros(split.params), batch)
-    tokens = batch.rows.tokens.shape[1]
-    collectives = [line for line in lowered.compile().as_text().splitlines() if " all-" in line]
-    assert any("all-gather(" in line for line in collectives), "fsdp gathers kernels at least"
-    shape = f"{tokens},384]"
-    assert not [line for line in collectives if shape in line.split(" all-")[0]]
+    run, tokens = programs(split, make_optimizer(OPTIMIZER, 10)), batch.rows.tokens.shape[1]
+    moved = collectives(run.accumulate.lower(split.params, run.zeros(split.params), batch))
+    assert any("all-gather(" in line for line in moved), "fsdp gathers kernels at least"
+    assert not [line for line in moved if f"{tokens},384]" in line]
 
 
 # --- how much a device holds ---------------------------------------------------------------------
@@ -347,7 +367,8 @@ def test_the_prefix_buffer_is_the_same_and_split(split, played):
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
-def test_a_restored_checkpoint_lies_as_before(split, played, tmp_path):
+def test_a_restored_checkpoint_lies_as_before(played, tmp_path):
+    split = place(make_mesh(data=2, fsdp=2, tensor=2))
     tx = make_optimizer(OPTIMIZER, 10)
     state = update.init_state(split.policy, split.params, tx)._replace(step=jnp.int32(7))
     buffer = collect.empty_prefixes(ROLL_IN, REPLY + 10, split.policy.mesh)
@@ -360,9 +381,13 @@ def test_a_restored_checkpoint_lies_as_before(split, played, tmp_path):
     with checkpoints.open_checkpoints(tmp_path) as saved:
         checkpoints.save(saved, 7, arrays, {"cursor": 3})
         restored, meta, step = checkpoints.restore(saved, fresh)
+        raw = checkpoints.restore_raw(saved)["state"]["params"]
     assert (meta, step) == ({"cursor": 3}, 7)
     jax.tree.map(np.testing.assert_array_equal, restored, arrays)
     for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(fresh), strict=True):
         assert got.sharding == want.sharding
         assert got.sharding.device_set == set(jax.devices())
     laid_out(split.policy, restored["state"])
+    # A machine with other devices can read it too: nothing is put where it was.
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(raw))
+    jax.tree.map(np.testing.assert_array_equal, raw, split.params)

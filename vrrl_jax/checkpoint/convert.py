@@ -6,9 +6,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import yaml
 
 from vrrl_jax.checkpoint import hf
@@ -71,12 +68,9 @@ def to_hugging_face(
 
 def read_params(path: pathlib.Path) -> tuple[Params, str, bool]:
     """Parameters of a run or an imported checkpoint, where its files are, and whether it has a
-    value head."""
-    import orbax.checkpoint as ocp
-
+    value head. They are numpy arrays."""
     if (path / PARAMS).is_dir():
-        with ocp.StandardCheckpointer() as reader:
-            params = reader.restore(path / PARAMS)
+        params = checkpoints.read_arrays(path / PARAMS)
         return params, str(path), "value_head" in params
     if not (path / "checkpoints").is_dir() or not (path / "config.yaml").is_file():
         raise FileNotFoundError(
@@ -91,8 +85,4 @@ def read_params(path: pathlib.Path) -> tuple[Params, str, bool]:
     if policy.get("init") == "random":
         config = pathlib.Path(policy["config"])
         origin = str(config.parent if config.name == "config.json" else config)
-    return (
-        jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), params),
-        origin,
-        "value_head" in params,
-    )
+    return params, origin, "value_head" in params

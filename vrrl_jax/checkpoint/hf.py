@@ -260,6 +260,8 @@ def save_pretrained(
     names = ["model.safetensors"] if len(shards) == 1 else names
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, path / name, metadata={"format": "pt"})
+        # safetensors leaves its file to its owner alone; the other files are anyone's to read.
+        (path / name).chmod((path / "config.json").stat().st_mode)
     if len(shards) > 1:
         weight_map = {k: n for n, shard in zip(names, shards, strict=True) for k in shard}
         total = sum(a.nbytes for shard in shards for a in shard.values())

@@ -82,17 +82,27 @@ def restore(manager: Any, like: Any, step: int | None = None) -> tuple[Any, dict
 
 
 def restore_raw(manager: Any) -> dict[str, Any]:
-    """The newest checkpoint's arrays as they were saved: nested dicts, on the host's device.
+    """The newest checkpoint's arrays; see `read_arrays`.
 
     Raises:
       FileNotFoundError: there is none.
     """
-    import orbax.checkpoint as ocp
-
     step = manager.latest_step()
     if step is None:
         raise FileNotFoundError(f"{manager.directory}: holds no checkpoint")
-    return manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore())).arrays
+    return read_arrays(pathlib.Path(manager.directory) / str(step) / "arrays")
+
+
+def read_arrays(directory: pathlib.Path) -> dict[str, Any]:
+    """A tree that Orbax saved, as nested dicts of numpy arrays.
+
+    It stays in the host's memory: the machine that wrote it may have had other devices.
+    """
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(directory).item_metadata.tree
+        return reader.restore(directory, jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved))
 
 
 def _abstract(leaf: Any) -> Any:

@@ -24,6 +24,10 @@ from vrrl_jax.types import Array, Rows
 
 # The released recipe cuts a token's KL estimate here: k3 grows exponentially.
 KL_LIMIT = 10.0
+# Metrics of `policy_loss` that are means over tokens once divided by the sum of the weights, which
+# isn't 1 under every normalisation.
+MEANS = ("entropy", "ratio_mean", "ratio_deviation", "kl_old", "kl_reference")
+MEANS += ("clip_fraction_low", "clip_fraction_high", "clip_fraction_dual")
 
 
 class TrainState(NamedTuple):
@@ -79,15 +83,12 @@ def init_state(policy: Policy, params: Params, tx: optax.GradientTransformation)
         return tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
     # Counters lie on the mesh too: a restored state has the shardings of a fresh one.
-    return TrainState(params, *jax.jit(fresh, out_shardings=_shardings(policy, fresh, params))(params))
+    born = _shardings(policy, jax.eval_shape(fresh, params))
+    return TrainState(params, *jax.jit(fresh, out_shardings=born)(params))
 
 
-def _shardings(policy: Policy | None, program: Callable[[Params], Any], params: Params) -> Any:
-    """The table's shardings of what `program` returns; None where there is no mesh."""
-    if policy is None or policy.mesh is None:
-        return None
-    head_dim = policy.config.text.head_dim
-    return param_shardings(jax.eval_shape(program, params), policy.mesh, head_dim=head_dim)
+def _shardings(policy: Policy, tree: Any) -> Any:
+    return param_shardings(tree, policy.mesh, head_dim=policy.config.text.head_dim)
 
 
 def make_programs(
@@ -104,9 +105,10 @@ def make_programs(
     """
 
     def laid_out(tree):
-        # What a program returns would otherwise lie as the compiler likes, gradients half whole.
-        shardings = _shardings(policy, lambda tree: tree, tree)
-        return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings)
+        if policy is None or policy.mesh is None:
+            return tree
+        # Otherwise a result lies as the compiler likes: gradients whole on every device.
+        return jax.lax.with_sharding_constraint(tree, _shardings(policy, tree))
 
     def accumulate(params, grads, microbatch):
         (value, metrics), new = jax.value_and_grad(loss, has_aux=True)(params, microbatch)
@@ -124,7 +126,8 @@ def make_programs(
         state = TrainState(
             keep(params, state.params), keep(opt_state, state.opt_state), state.step + 1, bad
         )
-        return laid_out(state), {"grad_norm": norm, "count/skipped_updates": (~finite).astype(jnp.int32)}
+        metrics = {"grad_norm": norm, "count/skipped_updates": (~finite).astype(jnp.int32)}
+        return laid_out(state), metrics
 
     return Programs(
         zeros=jax.jit(lambda params: laid_out(jax.tree.map(jnp.zeros_like, params))),
@@ -153,8 +156,8 @@ def policy_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Clipped policy loss, KL, entropy and value loss of one microbatch.
 
-    Fields, each float32 [R, T]: `loss_weights` (the actor's, summing to 1 over the batch, 0 where
-    a token isn't trained), `logprobs` (the old policy's), `advantages`; with a KL term
+    Fields, each float32 [R, T]: `loss_weights` (the actor's, normalised over the batch, 0 where a
+    token isn't trained), `logprobs` (the old policy's), `advantages`; with a KL term
     `ref_logprobs`; with a value loss `value_weights`, `values` and `returns`.
     """
     fields, weights = batch.fields, batch.fields["loss_weights"]

@@ -175,10 +175,11 @@ def plan_shapes(
     turns = settings.max_turns
     slots = prompt + turns * (settings.max_new_tokens + 1) + (turns - 1) * (follow + 10)
     return Shapes(
-        prompt=layout.bucket(prompt, 8),
-        follow=layout.bucket(follow + carry, 8),
-        patches=layout.bucket(patches, place.block),
-        slots=layout.bucket(slots, 32),
+        # Rounded and no more: a recipe has one set of shapes, so coarse buckets would only pad.
+        prompt=layout.round_up(prompt, 8),
+        follow=layout.round_up(follow + carry, 8),
+        patches=patches,
+        slots=layout.round_up(slots, 32),
     )
 
 
