@@ -280,13 +280,13 @@ def test_key_value_heads_held_whole_change_nothing(alone, played, learned):
 
 
 def test_the_vocabulary_is_never_gathered(played):
-    """Log-probabilities and their gradients: no collective moves logits of all tokens."""
+    """Log-probabilities and their gradients: no device gets all logits, or all of the head."""
     split = place(make_mesh(fsdp=4, tensor=2))
     batch = packed(split, played)[0]
-    run, tokens = programs(split, make_optimizer(OPTIMIZER, 10)), batch.rows.tokens.shape[1]
+    run = programs(split, make_optimizer(OPTIMIZER, 10))
     moved = collectives(run.accumulate.lower(split.params, run.zeros(split.params), batch))
-    assert any("all-gather(" in line for line in moved), "fsdp gathers kernels at least"
-    assert not [line for line in moved if f"{tokens},384]" in line]
+    gathered = [line for line in moved if "all-gather(" in line]
+    assert gathered and not [line for line in gathered if "384" in line]
 
 
 # --- how much a device holds ---------------------------------------------------------------------
