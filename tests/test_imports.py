@@ -55,6 +55,7 @@ TOP = {
     "generate",
     "inference",
     "label",
+    "learn",
     "log",
     "optimizer",
     "plan",

@@ -1,4 +1,4 @@
-"""The shipped policies: complete Hugging Face directories, small, and as good as the README says."""
+"""The shipped policies: complete Hugging Face directories, small, as good as the README says."""
 
 import jax
 import numpy as np

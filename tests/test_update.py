@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from vrrl_jax import label, optimizer, testing, train
+from vrrl_jax import label, learn, optimizer, testing
 from vrrl_jax.config import AlgorithmConfig, OptimizerConfig, RolloutConfig, RtmConfig, TrainConfig
 from vrrl_jax.layout import PackShape
 from vrrl_jax.models import policy as models
@@ -531,7 +531,7 @@ def run_config(**algorithm) -> TrainConfig:
 
 def test_minibatches_hold_whole_groups_and_every_episode_once(played):
     config = run_config(minibatches=2)
-    seen = [train.minibatches(config, played, epoch, 7) for epoch in range(8)]
+    seen = [learn.minibatches(config, played, epoch, 7) for epoch in range(8)]
     for parts in seen:
         assert sorted(i for part in parts for i in part) == list(range(6))
         assert sorted(map(len, parts)) == [2, 4]
@@ -539,7 +539,7 @@ def test_minibatches_hold_whole_groups_and_every_episode_once(played):
             for i in part:
                 assert {j for j in range(6) if played[j].group == played[i].group} <= set(part)
     assert len({str(parts) for parts in seen}) > 1
-    assert train.minibatches(config, played, 3, 7) == seen[3]
-    assert train.minibatches(run_config(), played, 0, 0) == [list(range(6))]
+    assert learn.minibatches(config, played, 3, 7) == seen[3]
+    assert learn.minibatches(run_config(), played, 0, 0) == [list(range(6))]
     # Fewer groups than minibatches, after a filter: no empty step.
-    assert train.minibatches(run_config(minibatches=3), played[:2], 0, 0) == [[0, 1]]
+    assert learn.minibatches(run_config(minibatches=3), played[:2], 0, 0) == [[0, 1]]
