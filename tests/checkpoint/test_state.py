@@ -123,22 +123,30 @@ def test_nothing_to_resume_is_an_error_that_names_the_folder(tmp_path):
         checkpoints.restore(saved, make(0))
 
 
+def with_b(tree, b):
+    return tree | {"params": tree["params"] | {"b": b}}
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        lambda tree: tree | {"more": jnp.zeros(3)},
-        lambda tree: {k: v for k, v in tree.items() if k != "counts"},
-        lambda tree: tree | {"params": {"a": tree["params"]["a"]}},
-        lambda tree: tree | {"params": tree["params"] | {"b": jnp.zeros(6, jnp.bfloat16)}},
-        lambda tree: tree | {"params": tree["params"] | {"b": jnp.zeros((5, 1), jnp.bfloat16)}},
+        (
+            lambda tree: tree | {"more": jnp.zeros(3)},
+            r"more is missing there and float32\[3\] here",
+        ),
+        (lambda tree: {k: v for k, v in tree.items() if k != "counts"}, "2 arrays differ"),
+        (lambda tree: tree | {"params": {"a": tree["params"]["a"]}}, "params/b .* missing here"),
+        (lambda tree: with_b(tree, jnp.zeros(6, jnp.bfloat16)), r"\[5\] there .*\[6\] here"),
+        (lambda tree: with_b(tree, jnp.zeros((5, 1), jnp.bfloat16)), r"\[5, 1\] here"),
+        (lambda tree: with_b(tree, jnp.zeros(5)), r"bfloat16\[5\] there and float32\[5\] here"),
     ],
-    ids=["more", "fewer", "a leaf fewer", "longer", "another rank"],
+    ids=["more", "fewer", "a leaf fewer", "longer", "another rank", "another dtype"],
 )
-def test_another_configuration_s_checkpoint_is_refused(tmp_path, change):
+def test_another_configuration_s_checkpoint_is_refused(tmp_path, change, words):
     with checkpoints.open_checkpoints(tmp_path) as saved:
         checkpoints.save(saved, 1, make(0), {})
     with (
         checkpoints.open_checkpoints(tmp_path) as saved,
-        pytest.raises(ValueError, match="doesn't fit this configuration"),
+        pytest.raises(ValueError, match=f"doesn't fit this configuration.*{words}"),
     ):
         checkpoints.restore(saved, change(zeros(make(0))))

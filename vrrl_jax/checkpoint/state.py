@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vrrl_jax.parallel.rules import path_name
+
 
 @contextlib.contextmanager
 def open_checkpoints(directory: str | pathlib.Path, keep: int = 2) -> Iterator[Any]:
@@ -59,26 +61,43 @@ def restore(manager: Any, like: Any, step: int | None = None) -> tuple[Any, dict
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it was written under another configuration (structure or shapes differ).
+      ValueError: it was written under another configuration: names the arrays that differ.
     """
     import orbax.checkpoint as ocp
 
     step = manager.latest_step() if step is None else step
     if step is None:
         raise FileNotFoundError(f"{manager.directory}: no checkpoint to resume from")
-    abstract = jax.tree.map(_abstract, like)
-    try:
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-            ),
-        )
-    except (ValueError, KeyError) as error:
+    manager.wait_until_finished()  # the newest may be on its way to the disk
+    directory = pathlib.Path(manager.directory) / str(step)
+    with ocp.StandardCheckpointer() as reader:
+        saved = _kinds(reader.metadata(directory / "arrays").item_metadata.tree)
+    wanted = _kinds(like)
+    # Asked beforehand: Orbax would find out in the middle, cast dtypes, and explain it in pages.
+    differ = [
+        f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differ:
         raise ValueError(
-            f"{manager.directory}/{step}: doesn't fit this configuration ({error})"
-        ) from error
+            f"{directory} doesn't fit this configuration. {len(differ)} arrays differ, the first "
+            f"of them: {'; '.join(differ[:3])}"
+        )
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, like)),
+            meta=ocp.args.JsonRestore(),
+        ),
+    )
     return restored.arrays, restored.meta, step
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    """Each array's dtype and shape by its path, in words."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{a.dtype}{list(a.shape)}" for path, a in leaves}
 
 
 def restore_raw(manager: Any) -> dict[str, Any]:
@@ -90,6 +109,7 @@ def restore_raw(manager: Any) -> dict[str, Any]:
     step = manager.latest_step()
     if step is None:
         raise FileNotFoundError(f"{manager.directory}: holds no checkpoint")
+    manager.wait_until_finished()
     return read_arrays(pathlib.Path(manager.directory) / str(step) / "arrays")
 
 
