@@ -1,12 +1,12 @@
-"""Random Qwen2.5-VL checkpoints and what transformers computes with them; needs torch.
+"""Random Qwen2.5-VL and Qwen3-VL checkpoints and what transformers computes with them; needs torch.
 
     python scripts/make_goldens.py
 
-writes tests/models/goldens/qwen2_5_vl_tiny: a checkpoint (config.json, model.safetensors, float32)
-and goldens.npz, its outputs, for machines without torch. The parity tests draw their own
-checkpoints with the functions here. Weights are large (standard deviation 0.2 and more) and norms
-and biases are not trivial: at the customary 0.02 attention is nearly uniform, and wrong positions,
-windows or head groups pass unseen.
+writes tests/models/goldens/qwen2_5_vl_tiny and qwen3_vl_tiny: a checkpoint each (config.json,
+model.safetensors, float32) and goldens.npz, its outputs, for machines without torch. The parity
+tests draw their own checkpoints with the functions here. Weights are large (standard deviation 0.2
+and more) and norms and biases are not trivial: at the customary 0.02 attention is nearly uniform,
+and wrong positions, windows or head groups pass unseen.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 # Models this small gain nothing from threads, which wait for those of XLA.
 torch.set_num_threads(1)
-GOLDENS = pathlib.Path(__file__).parent.parent / "tests/models/goldens/qwen2_5_vl_tiny"
+GOLDENS = pathlib.Path(__file__).parent.parent / "tests/models/goldens"
+CLASSES = {
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+}
 # The last ids of a vocabulary of `V`: picture, video, start and end marks are V - 4 .. V - 1.
 TEXT = {
     "vocab_size": 96,
@@ -49,6 +58,25 @@ VISION = {
     "window_size": 16,
     "fullatt_block_indexes": [1],
 }
+# Heads wider than hidden_size / heads; a table of positions between the pictures' grids in size.
+TEXT3 = TEXT | {
+    "num_hidden_layers": 3,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+    },
+}
+VISION3 = {k: v for k, v in VISION.items() if k not in ("window_size", "fullatt_block_indexes")} | {
+    "depth": 4,
+    "num_position_embeddings": 25,
+    "deepstack_visual_indexes": [0, 2],
+}
+DEFAULTS = {"qwen2_5_vl": (TEXT, VISION), "qwen3_vl": (TEXT3, VISION3)}
+SEEDS = {"qwen2_5_vl": 1, "qwen3_vl": 6}  # with clear greedy choices
 
 
 class Batch(NamedTuple):
@@ -63,28 +91,31 @@ class Batch(NamedTuple):
 def random_checkpoint(
     directory: pathlib.Path,
     *,
+    family: str = "qwen2_5_vl",
     seed: int = 0,
     std: float = 0.25,
     tied: bool = False,
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
     layout: str = "nested",
-) -> Qwen2_5_VLForConditionalGeneration:
+) -> Any:
     """Saves a random checkpoint and loads it back.
 
     Args:
       directory: where to.
+      family: "qwen2_5_vl" or "qwen3_vl".
       seed, std: of the weights; norms are 1 + 0.3 z, biases 0.3 z.
       tied: whether the head is the embedding.
-      text, vision: changes to TEXT and VISION.
+      text, vision: changes to the family's DEFAULTS.
       layout: of config.json: "nested" as transformers 5 writes it, "nested4" as 4.57 did, or
-        "flat" as the published checkpoints have it.
+        "flat" as the published Qwen2.5-VL checkpoints have it.
     """
-    text = TEXT | (text or {})
-    vision = VISION | {"out_hidden_size": text["hidden_size"]} | (vision or {})
+    config_class, model_class = CLASSES[family]
+    text = DEFAULTS[family][0] | (text or {})
+    vision = DEFAULTS[family][1] | {"out_hidden_size": text["hidden_size"]} | (vision or {})
     vocab = text["vocab_size"]
-    config = Qwen2_5_VLConfig(
-        text_config={"model_type": "qwen2_5_vl_text", "tie_word_embeddings": tied, **text},
+    config = config_class(
+        text_config={"model_type": f"{family}_text", "tie_word_embeddings": tied, **text},
         vision_config=vision,
         image_token_id=vocab - 4,
         video_token_id=vocab - 3,
@@ -92,19 +123,19 @@ def random_checkpoint(
         vision_end_token_id=vocab - 1,
         tie_word_embeddings=tied,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = model_class(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if "norm" in name or "ln_q" in name:
+            if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
                 value.copy_(1 + 0.3 * noise)
             else:
                 value.copy_(noise * (0.3 if name.endswith("bias") else std))
     model.save_pretrained(directory)
     path = pathlib.Path(directory) / "config.json"
     path.write_text(json.dumps(config_layout(json.loads(path.read_text()), layout), indent=2))
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(directory).eval()
+    return model_class.from_pretrained(directory).eval()
 
 
 def config_layout(raw: dict[str, Any], layout: str) -> dict[str, Any]:
@@ -115,13 +146,15 @@ def config_layout(raw: dict[str, Any], layout: str) -> dict[str, Any]:
     text, vision = raw.pop("text_config"), raw["vision_config"]
     rope = text.pop("rope_parameters")
     kind = "mrope" if layout == "flat" else "default"
-    text["rope_scaling"] = {"type": kind, "mrope_section": rope["mrope_section"]}
+    text["rope_scaling"] = {"type": kind, **{k: rope[k] for k in rope if "mrope" in k}}
     text["rope_theta"] = rope["rope_theta"]
     text.pop("layer_types", None)
     vision.pop("rope_parameters", None)
     vision["in_chans"] = vision.pop("in_channels")
     raw["torch_dtype"] = raw.pop("dtype", "float32")
-    text["tie_word_embeddings"] = raw.pop("tie_word_embeddings")
+    text["tie_word_embeddings"] = raw["tie_word_embeddings"]
+    if raw["model_type"] != "qwen3_vl":  # whose published files say it in both places
+        del raw["tie_word_embeddings"]
     if layout == "nested4":
         text["rope_scaling"]["rope_type"] = "default"
         return raw | {"text_config": text}
@@ -221,9 +254,20 @@ ROWS: list[list[int | tuple[int, int]]] = [
 
 
 def main() -> None:
-    """Writes the directory; prints sizes, and how close the greedy choices were."""
-    model = random_checkpoint(GOLDENS, seed=1)
-    vocab, features, steps = TEXT["vocab_size"], 3 * 2 * VISION["patch_size"] ** 2, 8
+    """Writes both directories; prints sizes, and how close the greedy choices were."""
+    for family in CLASSES:
+        write(family, GOLDENS / f"{family}_tiny")
+
+
+def write(family: str, directory: pathlib.Path) -> None:
+    """One checkpoint and its goldens.
+
+    Raises:
+      SystemExit: the two best tokens of a greedy step lie too close to each other.
+    """
+    text, vision = DEFAULTS[family]
+    model = random_checkpoint(directory, family=family, seed=SEEDS[family])
+    vocab, features, steps = text["vocab_size"], 3 * 2 * vision["patch_size"] ** 2, 8
     inputs = batch(ROWS, vocab, features, "left", seed=2)
     tokens = greedy(model, inputs, steps)
     whole = inputs._replace(
@@ -235,14 +279,14 @@ def main() -> None:
     if margin < 0.02:
         raise SystemExit(f"two tokens within {margin:.3g}: another rounding may choose the other")
     np.savez_compressed(
-        GOLDENS / "goldens.npz",
+        directory / "goldens.npz",
         **inputs._asdict(),
         logits=logits(model, inputs) * inputs.attention_mask[..., None],
         embeddings=embeddings(model, inputs),
         positions=positions(model, inputs),
         greedy=tokens,
     )
-    for path in sorted(GOLDENS.iterdir()):
+    for path in sorted(directory.iterdir()):
         print(f"{path.name:24} {path.stat().st_size / 1e3:7.1f} kB")
     print(
         f"smallest greedy margin {margin:.3f}, logits' deviation {logits(model, inputs).std():.2f}"

@@ -5,15 +5,18 @@
         configs/vrrl_frozenlake_nano.yaml --seeds 0 1 2 data.path=... eval.path=...
 
 Finished runs (runs/seeds/<recipe>-<hash of the overrides>-seed<n>) are kept and not run again; a
-run that was cut goes on from its last checkpoint.
+run that was cut goes on from its last checkpoint. `--jobs N` runs N side by side, each on one
+thread: on a CPU that takes less time in all than one after another.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import math
+import os
 import pathlib
 import statistics
 import subprocess
@@ -30,22 +33,33 @@ def main() -> None:
     parser.add_argument("output", type=pathlib.Path, help="the Markdown file to write")
     parser.add_argument("arguments", nargs="+", metavar="recipe.yaml|key=value")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, on a CPU")
     args = parser.parse_intermixed_args()
     recipes = [a for a in args.arguments if "=" not in a]
     overrides = [a for a in args.arguments if "=" in a]
+    environment = dict(os.environ)
+    if args.jobs > 1:
+        flags = f"{environment.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+        environment |= {"XLA_FLAGS": flags.strip(), "OMP_NUM_THREADS": "1"}
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        started = {
+            recipe: [pool.submit(run, recipe, seed, overrides, environment) for seed in args.seeds]
+            for recipe in recipes
+        }
     parts = []
     for recipe in recipes:
-        runs = [run(recipe, seed, overrides) for seed in args.seeds]
+        runs = [future.result() for future in started[recipe]]
         tables = [json.loads((r / "evaluation_final.json").read_text())[0] for r in runs]
         minutes = [float((r / "minutes.txt").read_text()) for r in runs]
         generated = [last_metric(r, "episodes_generated") for r in runs]
-        parts.append(markdown(recipe, overrides, args.seeds, tables, minutes, generated))
+        text = markdown(recipe, overrides, args.seeds, tables, minutes, generated, args.jobs)
+        parts.append(text)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text("\n".join(parts))
     print(args.output.read_text())
 
 
-def run(recipe: str, seed: int, overrides: list[str]) -> pathlib.Path:
+def run(recipe: str, seed: int, overrides: list[str], environment: dict) -> pathlib.Path:
     """One run, unless it is there already."""
     tag = hashlib.sha1("\n".join(overrides).encode()).hexdigest()[:6] if overrides else "plain"
     directory = pathlib.Path("runs/seeds") / f"{pathlib.Path(recipe).stem}-{tag}-seed{seed}"
@@ -56,7 +70,9 @@ def run(recipe: str, seed: int, overrides: list[str]) -> pathlib.Path:
     command += ["--resume"] if (directory / "config.yaml").is_file() else []
     started = time.time()
     print(f"== {' '.join(command[3:])}", flush=True)
-    subprocess.run(command, check=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(f"{directory.name}.log").open("a") as output:
+        subprocess.run(command, check=True, stdout=output, stderr=output, env=environment)
     (directory / "minutes.txt").write_text(f"{(time.time() - started) / 60:.2f}")
     return directory
 
@@ -74,14 +90,16 @@ def interval(values: list[float]) -> float:
     return T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def markdown(recipe, overrides, seeds, tables, minutes, generated) -> str:
+def markdown(recipe, overrides, seeds, tables, minutes, generated, jobs) -> str:
     """A section with one row a split and sampling, means over seeds."""
+    together = f" ({jobs} runs at a time)" if jobs > 1 else ""
     lines = [
         f"## {recipe}",
         "",
         f"`vrrl train {' '.join([recipe, *overrides])} seed=N`, seeds {seeds}: "
-        f"{statistics.mean(minutes):.1f} minutes and {statistics.mean(generated):,.0f} generated "
-        "episodes a run. Success in percent of maps, mean over seeds; 95% intervals over seeds.",
+        f"{statistics.mean(minutes):.1f} minutes{together} and {statistics.mean(generated):,.0f} "
+        "generated episodes a run. Success in percent of maps, mean over seeds; 95% intervals over "
+        "seeds.",
         "",
         "| split | sampling | maps | " + " | ".join(COLUMNS) + " | gain by seed |",
         "|---|---|--:|" + "--:|" * (len(COLUMNS) + 1),

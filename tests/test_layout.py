@@ -257,7 +257,7 @@ def test_what_is_packed_comes_back(place, shape):
             np.testing.assert_array_equal(
                 np.concatenate(got["patches"]), np.concatenate([p.patches for p in wanted.pictures])
             )
-            coords = [c[1:] for grid in grids for c in merge_block_coords(grid, 2)]
+            coords = [(*c[1:], *grid[1:]) for grid in grids for c in merge_block_coords(grid, 2)]
             np.testing.assert_array_equal(np.concatenate(got["coords"]), coords)
 
 

@@ -156,7 +156,7 @@ def encode_images(
     packed = layout.pack_pictures([[p] for p in pictures], place, 1, patches)
     data, coords, segments, sources = packed
     empty = np.zeros((len(pictures), 1), np.int32)
-    units = _encode(policy, params, Pictures(data, coords, segments, empty))
+    units = _encode(policy, params, Pictures(data, coords, segments, empty)).embeddings
     return jax.numpy.concatenate([units[i, sources[i][0]] for i in range(len(pictures))]).astype(
         jax.numpy.float32
     )

@@ -178,7 +178,7 @@ def pack_pictures(
     """Pictures of each row into K slots of P patches, first fit; small ones share a slot.
 
     Returns:
-      patches [R, K, P, F], coords [R, K, P, 2], segments [R, K, P] as in `Pictures`, and for
+      patches [R, K, P, F], coords [R, K, P, 4], segments [R, K, P] as in `Pictures`, and for
       every picture the merged unit of its row that each of its tokens shows.
 
     Raises:
@@ -188,7 +188,7 @@ def pack_pictures(
     features = 1 if first is None else first.patches.shape[-1]
     dtype = np.uint8 if first is None else first.patches.dtype
     data = np.zeros((len(rows), slots, patches, features), dtype)
-    coords = np.zeros((len(rows), slots, patches, 2), np.int32)
+    coords = np.zeros((len(rows), slots, patches, 4), np.int32)
     segments = np.zeros((len(rows), slots, patches), np.int32)
     unit = layout.merge**2
     sources: list[list[np.ndarray]] = []
@@ -210,7 +210,7 @@ def pack_pictures(
                 data[r, k, at] = picture.patches
             else:
                 data[r, k, at] = np.where((order >= 0)[:, None], picture.patches[order], 0)
-            coords[r, k, at] = places
+            coords[r, k, at, :2], coords[r, k, at, 2:] = places, picture.grid[1:]
             segments[r, k, at] = np.where(frames > 0, frames + used[k], 0)
             sources[r].append(inverse + (k * patches + filled[k]) // unit)
             used[k] += int(frames.max())

@@ -16,8 +16,8 @@ from vrrl_jax.parallel.rules import path_name
 # leaves by default, which would leave every stacked kernel to Adam and give Muon the embedding.
 MUON: tuple[tuple[str, contrib.MuonDimensionNumbers], ...] = (
     (r"(^|/)layers/.*kernel$", contrib.MuonDimensionNumbers(1, 2)),
-    (r"visual/blocks/.*kernel$", contrib.MuonDimensionNumbers(1, 2)),
-    (r"visual/merger_\d/kernel$", contrib.MuonDimensionNumbers(0, 1)),
+    (r"visual/(blocks|deepstack)/.*kernel$", contrib.MuonDimensionNumbers(1, 2)),
+    (r"visual/merger.*/kernel$", contrib.MuonDimensionNumbers(0, 1)),
 )
 
 

@@ -44,7 +44,8 @@ class Pictures(NamedTuple):
 
     Attributes:
       patches: [R, K, P, F] uint8 (raw) or float (normalised), in the vision tower's window order.
-      coords: int32 [R, K, P, 2], row and column of each patch in its picture.
+      coords: int32 [R, K, P, 4], row and column of each patch in its picture, and the rows and
+        columns of that picture.
       segments: int32 [R, K, P], the frame a patch belongs to, counted from 1; 0 is padding.
       source: int32 [R, T], which merged unit of its row (0 .. K * P / merge**2 - 1) a token
         shows; -1 where the token is no picture token.

@@ -132,7 +132,7 @@ def test_broken_files_are_named(copy, spoil, error, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; supported: 'qwen2_5_vl'"),
+        ({"model_type": "llama"}, "model_type is 'llama'; supported: qwen2_5_vl, qwen3_vl"),
         ({"model_type": None}, "model_type"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
         ({"text_config__use_sliding_window": True}, "use_sliding_window"),

@@ -49,6 +49,32 @@ CASES: dict[str, dict[str, Any]] = {
             "fullatt_block_indexes": [0, 2],
         },
     },
+    # Deepstack of two blocks, interleaved axes, normalised queries and keys, wide heads.
+    "qwen3 untied": {"family": "qwen3_vl", "seed": 1},
+    # Another head ratio, features of three blocks into a decoder of three layers, a large table.
+    "qwen3 tied": {
+        "family": "qwen3_vl",
+        "seed": 4,
+        "std": 0.2,
+        "layout": "nested4",
+        "tied": True,
+        "text": {
+            "num_attention_heads": 6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [2, 3, 3],
+                "mrope_interleaved": True,
+            },
+        },
+        "vision": {
+            "depth": 5,
+            "hidden_size": 32,
+            "patch_size": 6,
+            "num_position_embeddings": 144,
+            "deepstack_visual_indexes": [1, 2, 4],
+        },
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""What transformers computed with the checkpoint in goldens/, needing neither torch nor a network.
+"""What transformers computed with the checkpoints in goldens/, needing neither torch nor a network.
 
 Made by scripts/make_goldens.py with transformers 5.23 and torch 2.13 (float32, CPU).
 """
@@ -16,7 +16,7 @@ from vrrl_jax import inference, layout
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.types import Sequence
 
-DIRECTORY = pathlib.Path(__file__).parent / "goldens" / "qwen2_5_vl_tiny"
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
 STEPS = 8
 
 
@@ -30,13 +30,14 @@ class Golden(NamedTuple):
     greedy: np.ndarray
 
 
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    with np.load(DIRECTORY / "goldens.npz") as stored:
+@pytest.fixture(scope="module", params=["qwen2_5_vl_tiny", "qwen3_vl_tiny"])
+def golden(request) -> Golden:
+    directory = GOLDENS / request.param
+    with np.load(directory / "goldens.npz") as stored:
         names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
         outputs = {k: stored[k] for k in ("logits", "embeddings", "positions", "greedy")}
         inputs = tuple(stored[name] for name in names)
-    return Golden(*vr.load_pretrained(DIRECTORY), inputs, **outputs)
+    return Golden(*vr.load_pretrained(directory), inputs, **outputs)
 
 
 def test_logits(golden):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vrrl_jax import layout
-from vrrl_jax.models import decoder, layers, vision
+from vrrl_jax.models import decoder, layers, qwen2_5_vision
 from vrrl_jax.models.policy import Policy
 
 parity = pytest.importorskip("parity")
@@ -42,7 +42,9 @@ def test_windows_off_fail(plain):
 
 
 def test_tanh_gelu_fails(plain, monkeypatch):
-    monkeypatch.setattr(vision.nn, "gelu", lambda x, approximate: jax.nn.gelu(x, approximate=True))
+    monkeypatch.setattr(
+        qwen2_5_vision.nn, "gelu", lambda x, approximate: jax.nn.gelu(x, approximate=True)
+    )
     assert embeddings_off(plain, traced_anew(plain.policy, 1)) > 10 * VISION_LIMIT
 
 

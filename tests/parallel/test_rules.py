@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 
 import jax
@@ -14,11 +15,13 @@ import vrrl_jax as vr
 from vrrl_jax import testing
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.config import OptimizerConfig
-from vrrl_jax.models.policy import abstract_params
+from vrrl_jax.models.config import from_hf
+from vrrl_jax.models.policy import Policy, abstract_params
 from vrrl_jax.optimizer import make_optimizer
 from vrrl_jax.parallel import rules
 from vrrl_jax.parallel.mesh import make_mesh
 
+GOLDENS = pathlib.Path(__file__).parents[1] / "models/goldens"
 # The decoder's shape of the published 7B: 28 query heads, 4 of keys and values.
 LARGE = {"width": 3584, "layers": 2, "heads": 28, "kv_heads": 4, "head_dim": 128}
 LARGE |= {"intermediate": 18944, "vocab_size": 152064, "tied": False, "mrope_section": (16, 24, 24)}
@@ -50,8 +53,11 @@ def specs(params, mesh, head_dim=8, notes=None):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_is_covered_once(tied):
-    params = flat(shaped(tied=tied))
+    raw = json.loads((GOLDENS / "qwen3_vl_tiny/config.json").read_text())
+    other = Policy(from_hf(raw | {"tie_word_embeddings": tied}))
+    params = flat(shaped(tied=tied)) | flat(abstract_params(other))
     assert ("lm_head/kernel" in params) is not tied and "value_head/kernel" in params
+    assert "visual/ln_q/scale" in params and "visual/deepstack/norm/scale" in params
     mesh, used = make_mesh(fsdp=4, tensor=2), set()
     for name, leaf in params.items():
         spec = rules.spec(name, leaf.shape, mesh, head_dim=8)

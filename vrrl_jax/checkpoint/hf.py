@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vrrl_jax.models.config import ModelConfig, from_hf
+from vrrl_jax.checkpoint import names, weights
+from vrrl_jax.models.config import from_hf
 from vrrl_jax.models.policy import CLIP_MEAN, CLIP_STD, Params, Policy, abstract_params
 from vrrl_jax.parallel.mesh import canonical
 from vrrl_jax.parallel.rules import check_heads, param_shardings
@@ -39,42 +40,6 @@ CARRIED = (
     "video_preprocessor_config.json",
 )
 VALUE_HEAD = "value_head.safetensors"
-
-# Our path -> (published name, kind). `dense` transposes torch's [out, in]; `conv` also flattens
-# [out, channels, frames, rows, columns]; {i} runs over the layers of a stacked leaf.
-TABLE: dict[str, tuple[str, str]] = {
-    "visual/patch_embed/kernel": ("visual.patch_embed.proj.weight", "conv"),
-    "visual/blocks/norm1/scale": ("visual.blocks.{i}.norm1.weight", "vector"),
-    "visual/blocks/norm2/scale": ("visual.blocks.{i}.norm2.weight", "vector"),
-    "visual/blocks/qkv/kernel": ("visual.blocks.{i}.attn.qkv.weight", "dense"),
-    "visual/blocks/qkv/bias": ("visual.blocks.{i}.attn.qkv.bias", "vector"),
-    "visual/blocks/proj/kernel": ("visual.blocks.{i}.attn.proj.weight", "dense"),
-    "visual/blocks/proj/bias": ("visual.blocks.{i}.attn.proj.bias", "vector"),
-    "visual/ln_q/scale": ("visual.merger.ln_q.weight", "vector"),
-    "visual/merger_0/kernel": ("visual.merger.mlp.0.weight", "dense"),
-    "visual/merger_0/bias": ("visual.merger.mlp.0.bias", "vector"),
-    "visual/merger_2/kernel": ("visual.merger.mlp.2.weight", "dense"),
-    "visual/merger_2/bias": ("visual.merger.mlp.2.bias", "vector"),
-    "embed_tokens/embedding": ("model.embed_tokens.weight", "vector"),
-    "layers/input_layernorm/scale": ("model.layers.{i}.input_layernorm.weight", "vector"),
-    "layers/post_attention_layernorm/scale": (
-        "model.layers.{i}.post_attention_layernorm.weight",
-        "vector",
-    ),
-    "norm/scale": ("model.norm.weight", "vector"),
-    "lm_head/kernel": ("lm_head.weight", "dense"),
-}
-for _name in ("q_proj", "k_proj", "v_proj"):
-    TABLE[f"layers/{_name}/kernel"] = (f"model.layers.{{i}}.self_attn.{_name}.weight", "dense")
-    TABLE[f"layers/{_name}/bias"] = (f"model.layers.{{i}}.self_attn.{_name}.bias", "vector")
-TABLE["layers/o_proj/kernel"] = ("model.layers.{i}.self_attn.o_proj.weight", "dense")
-for _name in ("gate_proj", "up_proj", "down_proj"):
-    TABLE[f"layers/mlp/{_name}/kernel"] = (f"model.layers.{{i}}.mlp.{_name}.weight", "dense")
-    TABLE[f"visual/blocks/mlp/{_name}/kernel"] = (
-        f"visual.blocks.{{i}}.mlp.{_name}.weight",
-        "dense",
-    )
-    TABLE[f"visual/blocks/mlp/{_name}/bias"] = (f"visual.blocks.{{i}}.mlp.{_name}.bias", "vector")
 
 
 def resolve(directory: str | pathlib.Path) -> pathlib.Path:
@@ -101,8 +66,11 @@ def load_pretrained(
     compute_dtype: str | None = None,
     value_head: bool = False,
     remat: bool = False,
+    progress: weights.Progress | None = None,
 ) -> tuple[Policy, Params]:
-    """Loads a policy from a Hugging Face directory.
+    """Loads a policy from a Hugging Face directory, tensor by tensor straight onto the devices.
+
+    The host holds at most two of the largest tensor beside a fixed slack.
 
     Args:
       directory: config.json, safetensors (one file or shards with an index), or "nano".
@@ -112,6 +80,7 @@ def load_pretrained(
       value_head: adds a scalar head, read from `value_head.safetensors` beside the model where
         that exists, else zero.
       remat: recompute blocks in the backward pass.
+      progress: told (bytes read, bytes in all).
 
     Returns:
       (policy, params).
@@ -125,7 +94,7 @@ def load_pretrained(
     policy = load_policy(
         path, mesh=mesh, compute_dtype=compute_dtype, value_head=value_head, remat=remat
     )
-    return policy, load_params(path, policy, dtype)
+    return policy, load_params(path, policy, dtype, progress)
 
 
 def load_policy(
@@ -142,15 +111,15 @@ def load_policy(
       ValueError: unsupported configuration, or a mesh that the policy can't be split over.
     """
     path = resolve(directory)
-    config = from_hf(_read_json(path / "config.json"), str(path / "config.json"))
+    config = from_hf(weights.read_json(path / "config.json"), str(path / "config.json"))
     if mesh is not None:
         mesh = canonical(mesh)
         check_heads(mesh, config.text.heads)
-    generation = _read_json(path / "generation_config.json", {})
-    raw = _read_json(path / "config.json")
+    generation = weights.read_json(path / "generation_config.json", {})
+    raw = weights.read_json(path / "config.json")
     places = (generation, raw, raw.get("text_config") or {})
     stop = next((p["eos_token_id"] for p in places if p.get("eos_token_id") is not None), ())
-    images = _read_json(path / "preprocessor_config.json", {})
+    images = weights.read_json(path / "preprocessor_config.json", {})
     if compute_dtype is None:
         compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Policy(
@@ -166,45 +135,59 @@ def load_policy(
     )
 
 
-def load_params(path: pathlib.Path, policy: Policy, dtype: str = "float32") -> Params:
-    """Reads the weights of `policy` tensor by tensor; see `load_pretrained`."""
-    tensors = {_canonical(key): (handle, key) for key, handle in _weights(path).items()}
+def load_params(
+    path: pathlib.Path,
+    policy: Policy,
+    dtype: str = "float32",
+    progress: weights.Progress | None = None,
+    *,
+    slack: int = weights.SLACK,
+) -> Params:
+    """Reads the weights of `policy`; see `load_pretrained` and `weights.read_leaf`."""
+    config = policy.config
+    files = {names.canonical(key, config): (h, key) for key, h in weights.open_all(path).items()}
     abstract = abstract_params(policy)
     leaves = dict(_flatten(abstract))
-    expected = {
-        key: (our, layer)
-        for our, leaf in leaves.items()
-        if not our.startswith("value_head")
-        for key, layer in _published(our, leaf.shape)
-    }
-    problems = [f"missing {key}" for key in sorted(expected.keys() - tensors.keys())]
-    ignorable = {"lm_head.weight"} if policy.config.text.tied else set()
-    problems += [f"unexpected {k}" for k in sorted(tensors.keys() - expected.keys() - ignorable)]
-    for key in sorted(expected.keys() & tensors.keys()):
-        our, _ = expected[key]
-        handle, name = tensors[key]
-        shape = tuple(handle.get_slice(name).get_shape())
-        want = _published_shape(our, leaves[our].shape, policy.config)
-        if shape != want:
-            problems.append(f"{key} has shape {list(shape)}, the configuration says {list(want)}")
-    if problems:
+    ours = {name: leaf for name, leaf in leaves.items() if not name.startswith("value_head")}
+    parts: dict[str, list] = {name: [] for name in ours}
+    missing, wrong, expected = [], [], set()
+    for tensor in names.tensors(config, ours):
+        expected.add(tensor.name)
+        if tensor.name not in files:
+            missing.append(f"missing {tensor.name}")
+            continue
+        handle, key = files[tensor.name]
+        parts[tensor.ours].append((tensor, handle, key))
+        stored = handle.get_slice(key)
+        if tuple(stored.get_shape()) != tensor.shape:
+            wrong.append(
+                f"{tensor.name} has shape {stored.get_shape()}, "
+                f"the configuration says {list(tensor.shape)}"
+            )
+        elif stored.get_dtype() not in weights.FLOATS:
+            wrong.append(f"{tensor.name} holds {stored.get_dtype()}: quantised weights")
+    ignorable = {"lm_head.weight"} if config.text.tied else set()
+    strange = [f"unexpected {name}" for name in files.keys() - expected - ignorable]
+    if problems := sorted(missing) + sorted(strange) + sorted(wrong):
         raise ValueError(f"{path}: the weights don't fit config.json:\n  " + "\n  ".join(problems))
 
-    shardings = param_shardings(abstract, policy.mesh, head_dim=policy.config.text.head_dim)
+    shardings = param_shardings(abstract, policy.mesh, head_dim=config.text.head_dim)
     flat_shardings = dict(_flatten(shardings)) if policy.mesh is not None else {}
+    size = jnp.dtype(dtype).itemsize
+    total, read = sum(leaf.size for leaf in ours.values()) * size, 0
 
-    def read(our: str, leaf) -> jax.Array:
-        value = np.empty(leaf.shape, jnp.dtype(dtype))
-        for key, layer in _published(our, leaf.shape):
-            handle, name = tensors[key]
-            part = _to_ours(our, handle.get_tensor(name))
-            if layer is None:
-                value = part.astype(value.dtype)
-            else:
-                value[layer] = part
-        return jax.device_put(value, flat_shardings.get(our))
+    def done(elements):
+        nonlocal read
+        read += elements * size
+        if progress is not None:
+            progress(read, total)
 
-    flat = {our: read(our, leaf) for our, leaf in leaves.items() if "value_head" not in our}
+    flat = {
+        name: weights.read_leaf(
+            leaf.shape, parts[name], dtype, flat_shardings.get(name), slack, done
+        )
+        for name, leaf in ours.items()
+    }
     if policy.value_head:
         flat |= _load_value_head(path, leaves, flat_shardings)
     return _unflatten(flat)
@@ -218,8 +201,12 @@ def save_pretrained(
     *,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    progress: weights.Progress | None = None,
 ) -> pathlib.Path:
     """Writes a Hugging Face directory that transformers loads, and that imports bit-identically.
+
+    The host holds one shard of the result at a time, whatever the size of the model. On several
+    processes every one must call this; the first writes.
 
     Args:
       directory: created if missing.
@@ -228,157 +215,57 @@ def save_pretrained(
         directory that the policy was loaded from.
       dtype: of the written tensors; None keeps that of the parameters.
       max_shard_size: bytes, or a string such as "5GB" or "500MB".
+      progress: told (bytes gathered, bytes in all).
 
     Raises:
       FileNotFoundError: no source directory with a config.json is known.
     """
-    from safetensors.numpy import save_file
-
+    limit = _parse_size(max_shard_size)
     source = resolve(source or policy.directory or "")
     path = pathlib.Path(directory).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    for name in CARRIED:
-        if (source / name).is_file() and source.resolve() != path.resolve():
-            shutil.copyfile(source / name, path / name)
     flat = dict(_flatten(params))
     written = jnp.dtype(dtype or flat["norm/scale"].dtype)
-    raw = _read_json(path / "config.json")
-    raw["dtype" if "dtype" in raw else "torch_dtype"] = written.name
-    (path / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-
-    shards: list[dict[str, np.ndarray]] = [{}]
-    limit, size = _parse_size(max_shard_size), 0
-    for key, array in _to_published(flat, policy.config, written):
-        if shards[-1] and size + array.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][key] = array
-        size += array.nbytes
-    for stale in [*path.glob("model*.safetensors"), path / "model.safetensors.index.json"]:
-        stale.unlink(missing_ok=True)
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    names = ["model.safetensors"] if len(shards) == 1 else names
-    for name, shard in zip(names, shards, strict=True):
-        save_file(shard, path / name, metadata={"format": "pt"})
-        # safetensors leaves its file to its owner alone; the other files are anyone's to read.
-        (path / name).chmod((path / "config.json").stat().st_mode)
-    if len(shards) > 1:
-        weight_map = {k: n for n, shard in zip(names, shards, strict=True) for k in shard}
-        total = sum(a.nbytes for shard in shards for a in shard.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    if policy.value_head:
-        head = {k: np.asarray(v) for k, v in flat.items() if k.startswith("value_head")}
-        save_file({k.replace("/", "."): v for k, v in head.items()}, path / VALUE_HEAD)
+    head = {k: weights.gather(flat.pop(k)) for k in list(flat) if k.startswith("value_head")}
+    if jax.process_index() == 0:
+        for name in CARRIED:
+            if (source / name).is_file() and source.resolve() != path.resolve():
+                shutil.copyfile(source / name, path / name)
+        raw = _with_dtype(weights.read_json(path / "config.json"), written.name)
+        (path / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        if head:
+            weights.save({k.replace("/", "."): v for k, v in head.items()}, path / VALUE_HEAD)
+    tensors = list(names.tensors(policy.config, flat))
+    weights.write(path, flat, tensors, written, limit, progress)
     return path
 
 
-# --- the table, applied ------------------------------------------------------------------------
-
-
-def _published(our: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int | None]]:
-    """Published names of one of our leaves, with the layer each holds."""
-    pattern, _ = TABLE[our]
-    if "{i}" not in pattern:
-        yield pattern, None
-        return
-    for i in range(shape[0]):
-        yield pattern.format(i=i), i
-
-
-def _published_shape(our: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-    pattern, kind = TABLE[our]
-    shape = shape[1:] if "{i}" in pattern else shape
-    if kind == "conv":
-        v = config.vision
-        return (shape[1], v.channels, v.temporal, v.patch, v.patch)
-    return shape[::-1] if kind == "dense" else shape
-
-
-def _to_ours(our: str, tensor: np.ndarray) -> np.ndarray:
-    kind = TABLE[our][1]
-    if kind == "vector":
-        return tensor
-    return tensor.reshape(tensor.shape[0], -1).T
-
-
-def _to_published(
-    flat: dict[str, Any], config: ModelConfig, dtype: np.dtype
-) -> Iterator[tuple[str, np.ndarray]]:
-    for our, leaf in flat.items():
-        if our.startswith("value_head"):
-            continue
-        for key, layer in _published(our, leaf.shape):
-            part = np.asarray(leaf if layer is None else leaf[layer])
-            shape = _published_shape(our, leaf.shape, config)
-            part = part if TABLE[our][1] == "vector" else part.T
-            # Contiguous: safetensors writes the buffer, not the view, of a transposed array.
-            yield key, np.ascontiguousarray(part.reshape(shape).astype(dtype))
-
-
-def _canonical(key: str) -> str:
-    """Module names of raw state dicts to the published ones."""
-    key = re.sub(r"^model\.language_model\.", "model.", key)
-    return re.sub(r"^model\.visual\.", "visual.", key)
+def _with_dtype(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """A config.json that says what the tensors are, wherever it said so before."""
+    for section in (raw, raw.get("text_config"), raw.get("vision_config")):
+        for field in ("dtype", "torch_dtype"):
+            if section and section.get(field):
+                section[field] = name
+    if "dtype" not in raw:
+        raw["torch_dtype"] = name
+    return raw
 
 
 # --- files -------------------------------------------------------------------------------------
-
-
-def _weights(path: pathlib.Path) -> dict[str, Any]:
-    """Every tensor name and the open file that holds it."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index}: no weight_map")
-        names = sorted(set(weight_map.values()))
-        if lost := [name for name in names if not (path / name).is_file()]:
-            raise FileNotFoundError(f"{path}: the index names files that are missing: {lost}")
-        handles = {name: _open(path / name) for name in names}
-        held = {name: set(handle.keys()) for name, handle in handles.items()}
-        if lost := [f"{path / n}: no {k}" for k, n in weight_map.items() if k not in held[n]]:
-            raise ValueError("the index names tensors that are missing:\n  " + "\n  ".join(lost))
-        return {key: handles[name] for key, name in weight_map.items()}
-    single = path / "model.safetensors"
-    if not single.is_file():
-        pickled = [p.name for p in path.glob("*.bin")] + [p.name for p in path.glob("*.pt*")]
-        hint = f"; pickled weights are refused ({pickled[0]})" if pickled else ""
-        raise FileNotFoundError(f"{path}: no model.safetensors and no index{hint}")
-    handle = _open(single)
-    return dict.fromkeys(handle.keys(), handle)
-
-
-def _open(file: pathlib.Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(str(file), framework="numpy")
-    except SafetensorError as error:
-        raise ValueError(f"{file}: broken or incomplete, copy it again ({error})") from None
 
 
 def _load_value_head(path: pathlib.Path, leaves, shardings) -> dict[str, jax.Array]:
     ours = {our: leaf for our, leaf in leaves.items() if our.startswith("value_head")}
     values = {our: np.zeros(leaf.shape, np.float32) for our, leaf in ours.items()}
     if (path / VALUE_HEAD).is_file():
-        handle = _open(path / VALUE_HEAD)
-        names = handle.keys()
-        stored = {name.replace(".", "/"): handle.get_tensor(name) for name in names}
+        handle = weights.open_file(path / VALUE_HEAD)
+        keys = handle.keys()
+        stored = {key.replace(".", "/"): handle.get_tensor(key) for key in keys}
         wanted, found = ({k: v.shape for k, v in d.items()} for d in (values, stored))
         if wanted != found:
             raise ValueError(f"{path / VALUE_HEAD}: holds {found}, not {wanted}")
         values = stored
     return {our: jax.device_put(values[our], shardings.get(our)) for our in ours}
-
-
-def _read_json(path: pathlib.Path, default: dict | None = None) -> dict[str, Any]:
-    if default is not None and not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
 
 
 def _parse_size(size: str | int) -> int:

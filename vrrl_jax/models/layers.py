@@ -1,4 +1,4 @@
-"""What both towers are made of: RMS norm, rotary angles, grouped attention, gated MLP."""
+"""What decoder and vision towers are made of: RMS norm, rotary angles, attention, gated MLP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vrrl_jax.models.config import TextConfig
 
 
 class RMSNorm(nn.Module):
@@ -36,11 +38,12 @@ class GatedMLP(nn.Module):
         return dense(x.shape[-1], "down_proj")(gated * dense(self.intermediate, "up_proj")(x))
 
 
-def text_angles(positions, head_dim: int, theta: float, section: tuple[int, ...]):
-    """M-RoPE angles: contiguous sections of the frequencies read time, height and width.
+def text_angles(positions, config: TextConfig):
+    """M-RoPE angles: which of time, height and width each frequency reads.
 
-    More than three sections start over with time, as in transformers: many short ones
-    interleave the axes.
+    In sections that follow one another (Qwen2.5-VL); more than three start over with time, as in
+    transformers. Or interleaved (Qwen3-VL): every third frequency reads the height and every
+    third the width, as far as their sections reach, and all others the time.
 
     Args:
       positions: int32 [3, R, T].
@@ -48,8 +51,14 @@ def text_angles(positions, head_dim: int, theta: float, section: tuple[int, ...]
     Returns:
       (cos, sin), float32 [R, T, head_dim / 2].
     """
-    inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    axis = np.repeat(np.arange(len(section)) % 3, section)
+    d, section = config.head_dim, config.mrope_section
+    inverse = config.rope_theta ** (-np.arange(0, d, 2, dtype=np.float32) / d)
+    if config.interleaved:
+        axis = np.zeros(d // 2, np.int32)
+        for name in (1, 2):
+            axis[name : 3 * section[name] : 3] = name
+    else:
+        axis = np.repeat(np.arange(len(section)) % 3, section)
     angles = jnp.moveaxis(positions[axis].astype(jnp.float32), 0, -1) * inverse
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -101,3 +110,17 @@ def attend(q, k, v, mask):
     out = jnp.einsum("bgqs,bgsh->bgqh", weights.astype(v.dtype).reshape(b, g, -1, s), v)
     out = (out.reshape(b, g, n // g, t, h) / total).astype(v.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n * h)
+
+
+def frame_attention(q, k, v, segments):
+    """Attention of picture patches within their frames.
+
+    Args:
+      q, k, v: [N, P, heads, H].
+      segments: int32 [N, P], 0 is padding.
+
+    Returns:
+      [N, P, heads * H].
+    """
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+    return attend(q, k, v, same)

@@ -18,14 +18,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vrrl_jax.models import qwen2_5_vision, qwen3_vision
 from vrrl_jax.models.config import ModelConfig
 from vrrl_jax.models.decoder import DecoderBlock, scanned
 from vrrl_jax.models.layers import RMSNorm, text_angles
-from vrrl_jax.models.vision import VisionTower
 from vrrl_jax.parallel.mesh import row_axes
 from vrrl_jax.types import Array, Pictures, Rows
 
 Params = dict[str, Any]
+TOWERS = {"qwen2_5_vl": qwen2_5_vision.VisionTower, "qwen3_vl": qwen3_vision.VisionTower}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Float32 logits of one chunk: 2**24 elements are 64 MB.
@@ -77,7 +78,8 @@ class QwenVL(nn.Module):
 
     def setup(self):
         text = self.config.text
-        self.visual = VisionTower(self.config.vision, self.dtype, self.remat)
+        tower = TOWERS[self.config.family]
+        self.visual = tower(self.config.vision, self.dtype, self.remat)
         self.embed_tokens = nn.Embed(text.vocab_size, text.width, dtype=self.dtype)
         self.layers = scanned(text, self.dtype, self.remat)
         self.norm = RMSNorm(text.eps, self.dtype)
@@ -97,14 +99,14 @@ class QwenVL(nn.Module):
         shown = jnp.take_along_axis(units, jnp.maximum(source, 0)[..., None], 1)
         return jnp.where((source >= 0)[..., None], shown.astype(x.dtype), x)
 
-    def decode_rows(self, x, positions, segments):
+    def decode_rows(self, x, positions, segments, deepstack=None):
         """Embeddings [R, T, D] -> final hidden states [R, T, D], causal within segments."""
-        text = self.config.text
-        cos, sin = text_angles(positions, text.head_dim, text.rope_theta, text.mrope_section)
+        cos, sin = text_angles(positions, self.config.text)
         t = x.shape[1]
         causal = np.tril(np.ones((t, t), bool))
         mask = causal & (segments[:, :, None] == segments[:, None, :])
-        x, _ = self.layers(x, cos, sin, mask)
+        index = jnp.arange(self.config.text.layers)
+        x, _ = self.layers(x, index, cos, sin, mask, deepstack)
         return self.norm(x)
 
     def __call__(self, rows: Rows):
@@ -132,7 +134,7 @@ def abstract_params(policy: Policy) -> Params:
     features = vision.channels * vision.temporal * vision.patch**2
     picture = Pictures(
         jnp.zeros((1, side**2, features)),
-        jnp.zeros((1, side**2, 2), jnp.int32),
+        jnp.zeros((1, side**2, 4), jnp.int32),
         jnp.ones((1, side**2), jnp.int32),
         jnp.full((1, 2), -1),
     )
@@ -179,25 +181,46 @@ def features(policy: Policy, patches: Array) -> Array:
     return x.reshape(*patches.shape[:-1], -1)
 
 
-def encode_pictures(policy: Policy, params: Params, pictures: Pictures) -> Array:
-    """Picture slots to embeddings [R, K * P / merge**2, D], one for each merged unit."""
+class Units(NamedTuple):
+    """Pictures as the decoder takes them, one entry for each merged unit, U = K * P / merge**2.
+
+    Attributes:
+      embeddings: [R, U, D], in the places of picture tokens.
+      features: [layers, R, U, D], added there after the first layers (deepstack), or None.
+    """
+
+    embeddings: Array
+    features: Array | None
+
+
+def encode_pictures(policy: Policy, params: Params, pictures: Pictures) -> Units:
+    """Picture slots through the vision tower."""
     r, k, p, _ = pictures.patches.shape
     flat = lambda a: a.reshape(r * k, *a.shape[2:])
     x = constrain_rows(policy, features(policy, flat(pictures.patches)))
-    units = module(policy).apply(
+    units, deepstack = module(policy).apply(
         {"params": params}, x, flat(pictures.coords), flat(pictures.segments), method="encode"
     )
-    return units.reshape(r, -1, units.shape[-1])
+    if deepstack is not None:
+        deepstack = deepstack.reshape(len(deepstack), r, -1, deepstack.shape[-1])
+    return Units(units.reshape(r, -1, units.shape[-1]), deepstack)
+
+
+def _shown(policy: Policy, params: Params, pictures: Pictures | None):
+    """(embeddings, source, deepstack) for `embed` and the decoder; all None without pictures."""
+    if pictures is None:
+        return None, None, None
+    units, source = encode_pictures(policy, params, pictures), pictures.source
+    deepstack = None if units.features is None else (units.features, source)
+    return units.embeddings, source, deepstack
 
 
 def hidden_states(policy: Policy, params: Params, rows: Rows) -> Array:
     """Final hidden states [R, T, D] of packed rows, the compute dtype."""
-    units = source = None
-    if rows.pictures is not None:
-        units, source = encode_pictures(policy, params, rows.pictures), rows.pictures.source
+    units, source, deepstack = _shown(policy, params, rows.pictures)
     call = functools.partial(module(policy).apply, {"params": params})
     x = constrain_rows(policy, call(rows.tokens, source, units, method="embed"))
-    return call(x, rows.positions, rows.segments, method="decode_rows")
+    return call(x, rows.positions, rows.segments, deepstack, method="decode_rows")
 
 
 def head_kernel(policy: Policy, params: Params) -> Array:
@@ -356,18 +379,16 @@ def cached_forward(policy: Policy, view: View, cache, tokens, positions, offset,
     text = policy.config.text
     net = module(policy)
     params = {"visual": view.visual, "embed_tokens": {"embedding": view.embedding}}
-    units = source = None
-    if pictures is not None:
-        units, source = encode_pictures(policy, params, pictures), pictures.source
+    units, source, deepstack = _shown(policy, params, pictures)
     x = net.apply({"params": params}, tokens, source, units, method="embed")
-    cos, sin = text_angles(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    cos, sin = text_angles(positions, text)
     slots = cache[0][0].shape[1]
     own = offset[:, None] + jnp.arange(tokens.shape[1])
     mask = jnp.arange(slots) <= own[..., None]
     block = DecoderBlock(text, policy.dtype)
     out = []
-    for layer, pair in zip(view.layers, cache, strict=True):
-        x, pair = block.apply({"params": layer}, x, cos, sin, mask, pair, offset)
+    for i, (layer, pair) in enumerate(zip(view.layers, cache, strict=True)):
+        x, pair = block.apply({"params": layer}, x, i, cos, sin, mask, deepstack, pair, offset)
         out.append(tuple(constrain_cache(policy, a) for a in pair))
     x = RMSNorm(text.eps, policy.dtype).apply({"params": view.norm}, x)
     return x, tuple(out)

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 # parameter's path at its end and so falls under the same rules.
 RULES: tuple[tuple[str, P], ...] = (
     (r"visual/patch_embed/kernel$", P("fsdp", None)),
-    (r"visual/blocks/.*kernel$", P(None, "fsdp", None)),
-    (r"visual/merger_\d/kernel$", P("fsdp", None)),
+    (r"visual/pos_embed/embedding$", P(None, "fsdp")),
+    (r"visual/(blocks|deepstack)/.*kernel$", P(None, "fsdp", None)),
+    (r"visual/merger.*/kernel$", P("fsdp", None)),
     (r"visual/.*(scale|bias)$", P()),
     (r"embed_tokens/embedding$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),

@@ -8,12 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from vrrl_jax.models.config import VisionConfig
-from vrrl_jax.models.layers import GatedMLP, RMSNorm, attend, rotate, vision_angles
+from vrrl_jax.models.layers import (
+    GatedMLP,
+    RMSNorm,
+    attend,
+    frame_attention,
+    rotate,
+    vision_angles,
+)
 
 EPS = 1e-6  # fixed in the published architecture, no field of config.json
 
 
-class VisionBlock(nn.Module):
+class Block(nn.Module):
     """Pre-norm attention and gated MLP. `full` chooses the frame or the window of a patch."""
 
     config: VisionConfig
@@ -28,9 +35,8 @@ class VisionBlock(nn.Module):
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
-        def frame_attention(q, k, v):
-            same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-            return attend(q, k, v, same)
+        def whole(q, k, v):
+            return frame_attention(q, k, v, segments)
 
         def window_attention(q, k, v):
             # The host laid every window into one aligned block, so a reshape finds them.
@@ -41,11 +47,11 @@ class VisionBlock(nn.Module):
             return attend(split(q), split(k), split(v), mask).reshape(n, p, d)
 
         if not c.windowed:
-            out = frame_attention(q, k, v)
+            out = whole(q, k, v)
         elif not c.full_blocks:
             out = window_attention(q, k, v)
         else:
-            out = jax.lax.cond(full, frame_attention, window_attention, q, k, v)
+            out = jax.lax.cond(full, whole, window_attention, q, k, v)
         x = x + nn.Dense(d, dtype=self.dtype, name="proj")(out)
         h = RMSNorm(EPS, self.dtype, name="norm2")(x)
         return x + GatedMLP(c.intermediate, True, self.dtype, name="mlp")(h), None
@@ -60,12 +66,12 @@ class VisionTower(nn.Module):
 
     @nn.compact
     def __call__(self, patches, coords, segments):
-        """patches [N, P, C * tp * p * p] normalised -> [N, P / merge**2, out_width]."""
+        """patches [N, P, C * tp * p * p] normalised -> ([N, P / merge**2, out_width], None)."""
         c = self.config
         x = nn.Dense(c.width, use_bias=False, dtype=self.dtype, name="patch_embed")(patches)
-        cos, sin = vision_angles(coords, c.width // c.heads, c.rope_theta)
+        cos, sin = vision_angles(coords[..., :2], c.width // c.heads, c.rope_theta)
         full = jnp.asarray(np.isin(np.arange(c.layers), c.full_blocks))
-        block = nn.remat(VisionBlock, prevent_cse=False) if self.remat else VisionBlock
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -78,4 +84,4 @@ class VisionTower(nn.Module):
         x = x.reshape(x.shape[0], -1, c.width * c.merge**2)
         x = nn.Dense(c.width * c.merge**2, dtype=self.dtype, name="merger_0")(x)
         x = nn.gelu(x, approximate=False)  # the tanh form is off by 4e-3
-        return nn.Dense(c.out_width, dtype=self.dtype, name="merger_2")(x)
+        return nn.Dense(c.out_width, dtype=self.dtype, name="merger_2")(x), None
