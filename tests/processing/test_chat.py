@@ -28,16 +28,22 @@ def test_templates_are_found_in_this_order(tmp_path):
         chat.find_template(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
     assert chat.find_template(tmp_path) == "config"
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "processor"}))
-    assert chat.find_template(tmp_path) == "processor"
     (tmp_path / "chat_template.jinja").write_text("jinja é", encoding="utf-8")
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {}}))
     assert chat.find_template(tmp_path) == "jinja é"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "older"}))
+    assert chat.find_template(tmp_path) == "older"
+    (tmp_path / "processor_config.json").write_text(json.dumps({"chat_template": "within"}))
+    assert chat.find_template(tmp_path) == "within"
 
 
 def test_named_templates_give_the_default_one(tmp_path):
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert chat.find_template(tmp_path) == "d"
+    (tmp_path / "processor_config.json").write_text('{"chat_template": {"default": "e"}}')
+    assert chat.find_template(tmp_path) == "e"
+    (tmp_path / "processor_config.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named[:1]}))
     with pytest.raises(FileNotFoundError):
         chat.find_template(tmp_path)
@@ -134,3 +140,29 @@ def test_templates_that_cannot_continue(template, match):
 def test_globals_that_transformers_gives():
     template = "{{ messages | tojson }}{{ strftime_now('%Y') | length }}"
     assert chat.render(template, [("user", "<é>")]) == '[{"role": "user", "content": "<é>"}]4'
+
+
+def test_named_tokens_come_from_the_tokenizer(tmp_path):
+    defaults = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    assert dict(chat.named_tokens(tmp_path)) == defaults
+    config = {
+        "eos_token": "<|im_end|>",
+        "bos_token": {"content": "<s>", "special": True},
+        "unk_token": None,
+        "padding_side": "left",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert dict(chat.named_tokens(tmp_path)) == {
+        "eos_token": "<|im_end|>",
+        "bos_token": "<s>",
+        "pad_token": "<|endoftext|>",
+    }
+    text = chat.render("{{ bos_token }}-{{ sep_token }}", [], True, chat.named_tokens(tmp_path))
+    assert text == "<s>-"
+
+
+def test_what_marks_the_assistants_text_shows_it():
+    template = "{% set x = 1 %}{% generation %}{{ x }}{% set x = 2 %}b{% endgeneration %}{{ x }}"
+    assert chat.render(template, []) == "1b1"
+    with pytest.raises(ValueError, match="chat template, line 1"):
+        chat.compile_template("{% generation %}open")

@@ -256,3 +256,26 @@ def test_settings_from_both_forms():
         images.settings_from_config({"patch_size": 0})
     with pytest.raises(ValueError, match="image_std"):
         images.settings_from_config({"image_std": [0.5, 0.0, 0.5]})
+    older = {"size": {"min_pixels": 784, "max_pixels": 7840}, "max_pixels": None}
+    assert images.settings_from_config(older) == images.settings_from_config(areas)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"do_resize": False},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"resample": 2},
+        {"size": {"height": 224, "width": 224}},
+        {"size": {"shortest_edge": 224}},
+        {"size": 224},
+    ],
+    ids=str,
+)
+def test_settings_that_would_be_ignored_are_refused(config):
+    with pytest.raises(ValueError, match=next(iter(config))):
+        images.settings_from_config(config)
+    same = {"do_resize": True, "rescale_factor": 0.00392156862745098, "resample": 3, "size": None}
+    assert images.settings_from_config(same) == images.ImageSettings()

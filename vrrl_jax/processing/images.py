@@ -27,6 +27,15 @@ MAX_PIXELS_OPENED = 89_478_485  # Pillow's own bound for a 0.25 GiB picture, her
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+# What happens to every picture; fields of a configuration that may say otherwise.
+_ALWAYS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "resample": int(Image.Resampling.BICUBIC),
+}
+
 _ORIENTATION = 0x0112  # the EXIF tag
 
 # What Pillow's decoders raise on broken bytes.
@@ -74,11 +83,16 @@ def settings_from_config(config: Mapping[str, Any]) -> ImageSettings:
     """Reads the fields of a `preprocessor_config.json`; what it lacks has Qwen2-VL's defaults.
 
     Areas stand as `min_pixels` and `max_pixels`, or as `size` with "shortest_edge" and
-    "longest_edge" (areas as well, despite the names); the former win, as in transformers.
+    "longest_edge" (areas as well, despite the names; older files have "min_pixels" and
+    "max_pixels" there); the former win, as in transformers.
 
     Raises:
-      ValueError: for values that are out of range.
+      ValueError: for values that are out of range, a `size` of another form, and steps that this
+        module always takes, in one way, and the configuration does not (`do_resize` false, say).
     """
+    for name, ours in _ALWAYS.items():
+        if config.get(name, ours) not in (ours, None):
+            raise ValueError(f"{name} {config[name]!r} is not supported, only {ours!r}")
     fields: dict[str, Any] = {}
     for name in ("patch_size", "merge_size", "temporal_patch_size"):
         if config.get(name) is not None:
@@ -86,11 +100,15 @@ def settings_from_config(config: Mapping[str, Any]) -> ImageSettings:
     for name in ("image_mean", "image_std"):
         if config.get(name) is not None:
             fields[name] = tuple(float(value) for value in config[name])
-    size = config.get("size") or {}
+    size = config.get("size")
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        area = config[name] if config.get(name) is not None else size.get(edge)
+        sizes = size if isinstance(size, Mapping) else {}
+        places = (config.get(name), sizes.get(edge), sizes.get(name))
+        area = next((place for place in places if place is not None), None)
         if area is not None:
             fields[name] = int(area)
+        elif size is not None:  # no default: of a size that is given, transformers wants both
+            raise ValueError(f"size {size!r} holds no {edge!r}, and there is no {name!r}")
     return ImageSettings(**fields)
 
 
@@ -138,6 +156,17 @@ def smart_resize(
     return new_height, new_width
 
 
+def _check_size(height: int, width: int, name: str) -> None:
+    """Refuses a picture by its header's size, before its pixels are decoded."""
+    size = f"{height} x {width} pixels (height x width)"
+    if height < 1 or width < 1:
+        raise ValueError(f"{name}: empty, {size}")
+    if height * width > MAX_PIXELS_OPENED:
+        raise ValueError(f"{name}: {size}, more than {MAX_PIXELS_OPENED} in all")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"{name}: aspect ratio of {size} is above {MAX_ASPECT_RATIO}")
+
+
 def to_rgb(image: Image.Image, name: str = "") -> Image.Image:
     """Turns a picture upright (EXIF) and makes it RGB.
 
@@ -149,11 +178,11 @@ def to_rgb(image: Image.Image, name: str = "") -> Image.Image:
       name: what errors call it; its file by default.
 
     Raises:
-      ValueError: for a picture without pixels, or one that Pillow cannot decode or convert.
+      ValueError: for a picture without pixels, with too many, of an aspect ratio above 200, or one
+        that Pillow cannot decode or convert.
     """
     name = name or str(getattr(image, "filename", "") or "picture")
-    if 0 in image.size:
-        raise ValueError(f"{name}: empty, {image.height} x {image.width} pixels (height x width)")
+    _check_size(image.height, image.width, name)  # from the header: nothing is decoded yet
     try:
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
@@ -197,13 +226,6 @@ def open_image(source: str | os.PathLike | bytes, name: str = "") -> np.ndarray:
     except (*_BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: cannot be opened: {error}") from error
     with image:
-        width, height = image.size  # from the header: nothing is decoded yet
-        if width * height > MAX_PIXELS_OPENED:
-            raise ValueError(f"{name}: {height} x {width} pixels, more than {MAX_PIXELS_OPENED}")
-        if max(height, width) > MAX_ASPECT_RATIO * max(1, min(height, width)):
-            raise ValueError(
-                f"{name}: aspect ratio of {height} x {width} pixels is above {MAX_ASPECT_RATIO}"
-            )
         return np.asarray(to_rgb(image, name))
 
 

@@ -50,6 +50,7 @@ class Processor:
       ids: the special tokens that the package itself speaks of.
       special_tokens: the text of every special token; no message may contain one.
       vocab_size: token ids lie in 0 .. vocab_size - 1 (an embedding may have more rows).
+      named_tokens: what the template knows as `eos_token` and the like, (name, text).
     """
 
     directory: pathlib.Path
@@ -59,6 +60,7 @@ class Processor:
     ids: SpecialIds
     special_tokens: tuple[str, ...]
     vocab_size: int
+    named_tokens: tuple[tuple[str, str], ...] = ()
 
 
 def load_processor(
@@ -70,8 +72,8 @@ def load_processor(
     """Reads a processor from a Hugging Face directory.
 
     Args:
-      directory: holds tokenizer.json, a chat template (chat_template.jinja, chat_template.json or
-        tokenizer_config.json), and preprocessor_config.json or processor_config.json.
+      directory: holds tokenizer.json, a chat template (see `chat.find_template`), and
+        preprocessor_config.json or a processor_config.json with an image_processor.
       min_pixels: smallest area of a picture in pixels, in place of the directory's.
       max_pixels: largest area of a picture in pixels, in place of the directory's.
 
@@ -106,6 +108,7 @@ def load_processor(
         ids=SpecialIds(**ids),
         special_tokens=special,
         vocab_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        named_tokens=chat.named_tokens(directory),
     )
 
 
@@ -127,17 +130,15 @@ def _load_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def _image_config(directory: pathlib.Path) -> Mapping[str, Any]:
-    path = directory / "preprocessor_config.json"
-    if path.is_file():
-        return chat.read_json(path)
-    # transformers 5 saves a whole processor into one file.
+    # transformers 5 saves a whole processor into one file, which wins where both are there.
     nested = chat.read_json(directory / "processor_config.json").get("image_processor")
-    if nested is None:
+    path = directory / "preprocessor_config.json"
+    if nested is None and not path.is_file():
         raise FileNotFoundError(
             f"no preprocessor_config.json in {directory}, and no image_processor in a "
             "processor_config.json"
         )
-    return nested
+    return chat.read_json(path) if nested is None else nested
 
 
 def encode(processor: Processor, text: str) -> list[int]:
@@ -178,7 +179,7 @@ def chat_prompt(
         token.
     """
     frozen = tuple(chat.freeze(message, processor.special_tokens) for message in messages)
-    text = chat.render(processor.template, frozen, add_generation_prompt)
+    text = chat.render(processor.template, frozen, add_generation_prompt, processor.named_tokens)
     return _expand(processor, text, chat.pictures_in(frozen), _counts(processor, pictures))
 
 
@@ -209,7 +210,9 @@ def next_user(
 
 @functools.lru_cache(maxsize=4096)
 def _next_user(processor: Processor, message: chat.Message, counts: tuple[int, ...]) -> np.ndarray:
-    text = chat.render_after_reply(processor.template, message, "<|im_end|>")
+    text = chat.render_after_reply(
+        processor.template, message, "<|im_end|>", processor.named_tokens
+    )
     ids = _expand(processor, text, chat.pictures_in([message]), counts)
     ids.setflags(write=False)  # shared by every caller
     return ids
