@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import vrrl_jax as vr
-from vrrl_jax import cli, inference, testing
+from vrrl_jax import answer, cli, testing
 from vrrl_jax.checkpoint import convert, hf
 from vrrl_jax.envs.frozenlake import render
 
@@ -143,7 +143,7 @@ def test_generate_prints_an_answer(tiny_checkpoint, tiny_processor, place, capsy
     assert cli.main(argv) == 0
     policy, params = vr.load_pretrained(tiny_checkpoint)
     options = {"max_new_tokens": 5, "temperature": 0}
-    wanted = inference.answer(policy, params, tiny_processor, "Solve", images, **options)
+    wanted = answer.answer(policy, params, tiny_processor, "Solve", images, **options)
     assert capsys.readouterr().out == wanted + "\n"
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import vrrl_jax as vr
-from vrrl_jax import inference, testing
+from vrrl_jax import answer, inference, testing
 from vrrl_jax.envs.frozenlake import render
 from vrrl_jax.processing import processor as processing
 
@@ -241,7 +241,7 @@ def test_options_out_of_range_are_named(tiny, prompts, options, words):
 def test_an_answer_is_the_text_of_what_was_generated(tiny, tiny_processor, pictures):
     images = [render(map, cell=28) for map in testing.tiny_maps(pictures)]
     options = {"max_new_tokens": NEW, "temperature": 0, "stop_ids": ()}
-    text = inference.answer(*tiny, tiny_processor, "Solve", images, **options)
+    text = answer.answer(*tiny, tiny_processor, "Solve", images, **options)
     row = alone(prompt(tiny_processor, "Solve", images))
     out = vr.generate(*tiny, **row, **options)
     assert text == processing.decode(tiny_processor, np.asarray(out.tokens)[0])

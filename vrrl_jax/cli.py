@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vrrl {args.command}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; go on from the last checkpoint with --resume", file=sys.stderr)
+        resumable = getattr(args, "input", "a run") is not None  # a lone reply isn't
+        hint = "; go on from the last checkpoint or batch with --resume" if resumable else ""
+        print(f"\nstopped{hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -61,13 +63,21 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("generate", _generate, "answer a prompt about pictures")
     sub.add_argument("checkpoint", help="a Hugging Face directory, or nano")
+    sub.add_argument("--prompt", metavar="TEXT", help="one question; with --image, about pictures")
     sub.add_argument("--image", action="append", default=[], help="may be given several times")
-    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--chat", metavar="FILE", help="JSON: messages in Hugging Face form")
+    sub.add_argument("--input", metavar="FILE", help="JSON lines: a question each")
+    sub.add_argument("--output", metavar="FILE", help="JSON lines: a reply to each of --input")
+    sub.add_argument("--resume", action="store_true", help="go on after the lines of --output")
+    sub.add_argument("--batch-size", type=int, default=8, help="questions of --input at a time")
+    sub.add_argument("--system", metavar="TEXT", help="for chats that don't bring their own")
+    sub.add_argument("--n", type=int, default=1, help="replies to a question")
     sub.add_argument("--max-new-tokens", type=int, default=256)
     sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     sub.add_argument("--top-k", type=int, default=0)
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--seed", type=int, default=0)
+    sub.set_defaults(error=sub.error)
 
     sub = command("convert", _convert, "a Hugging Face directory to a run's checkpoint, or back")
     sub.add_argument("direction", choices=("import", "export"))
@@ -123,40 +133,60 @@ def _eval(args) -> None:
     evaluate.main(args.checkpoint, args.config, args.overrides, args.output)
 
 
-def _generate(args) -> None:
-    import jax
-
-    from vrrl_jax.checkpoint import hf
-    from vrrl_jax.inference import answer
-    from vrrl_jax.processing.images import open_image
-    from vrrl_jax.processing.processor import load_processor
-
-    images = [open_image(path) for path in args.image]
-    policy, params = hf.load_pretrained(args.checkpoint)
-    print(
-        answer(
-            policy,
-            params,
-            load_processor(policy.directory),
-            args.prompt,
-            images,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            key=jax.random.key(args.seed),
+def _check_generate(args) -> None:
+    """A usage error for options of `generate` that don't go together."""
+    given = [name for name in ("prompt", "chat", "input") if getattr(args, name) is not None]
+    if len(given) != 1:
+        args.error(
+            "give one of --prompt, --chat and --input"
+            + (f", not --{' and --'.join(given)}" if given else "")
         )
-    )
+    if args.image and args.prompt is None:
+        args.error("--image goes with --prompt; a chat or a record names its own pictures")
+    if args.input is None and (args.output is not None or args.resume):
+        args.error("--output and --resume go with --input")
+    if args.input is not None and args.output is None:
+        args.error("--input needs --output")
+    if args.batch_size < 1:
+        args.error(f"--batch-size must be at least 1, not {args.batch_size}")
+
+
+def _generate(args) -> None:
+    _check_generate(args)
+    from vrrl_jax import answer, answer_file
+    from vrrl_jax.inference import Options
+
+    options = Options(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.n)
+    if args.input is not None:
+        answer_file.main(
+            args.checkpoint,
+            args.input,
+            args.output,
+            options,
+            seed=args.seed,
+            system=args.system,
+            batch_size=args.batch_size,
+            resume=args.resume,
+        )
+        return
+    if args.chat is not None:
+        question = answer.read_chat(args.chat, args.system)
+    else:
+        question = answer.ask(args.prompt, args.image, args.system)
+    answer.speak(args.checkpoint, question, options, args.seed)
 
 
 def _convert(args) -> None:
     from vrrl_jax.checkpoint import convert
+    from vrrl_jax.progress import bytes_bar
 
     direction = convert.to_checkpoint if args.direction == "import" else convert.to_hugging_face
     options = {"dtype": args.dtype}
     if args.direction == "export":
         options["max_shard_size"] = args.max_shard_size
-    print(direction(args.source, args.target, **options))
+    with bytes_bar("read" if args.direction == "import" else "written") as progress:
+        target = direction(args.source, args.target, progress=progress, **options)
+    print(target)
 
 
 def _report(args) -> None:

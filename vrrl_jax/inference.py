@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -11,9 +12,7 @@ import numpy as np
 
 from vrrl_jax import layout
 from vrrl_jax.models import policy as models
-from vrrl_jax.models.policy import Params, Policy
-from vrrl_jax.processing import processor as processing
-from vrrl_jax.processing.processor import Processor
+from vrrl_jax.models.policy import Params, Policy, View
 from vrrl_jax.rollout import engine
 from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.types import Array, Picture, Pictures, Rows, Sequence
@@ -81,18 +80,36 @@ def split_rows(
     return sequences
 
 
-def one_a_row(policy: Policy, sequences: list[Sequence], tokens: int | None = None) -> Rows:
-    """Each sequence left-aligned in a row of its own; without pictures a text-only program."""
+def one_a_row(
+    policy: Policy,
+    sequences: list[Sequence],
+    tokens: int | None = None,
+    *,
+    rows: int | None = None,
+    bucketed: bool = False,
+) -> Rows:
+    """Each sequence left-aligned in a row of its own; without pictures a text-only program.
+
+    Args:
+      tokens: of a row; by default those of the longest sequence.
+      rows: at least one a sequence, the rest stays empty; by default none is.
+      bucketed: whether picture slots and their patches are rounded up to `layout.bucket`.
+    """
     place = policy.config.layout
     sizes = [layout.slot_patches(p.grid, place) for s in sequences for p in s.pictures]
+    slots = max(1, *(len(s.pictures) for s in sequences))
+    patches = max([place.block, *sizes])
+    if bucketed:
+        slots = layout.bucket(slots, 1)
+        patches = place.block * layout.bucket(-(-patches // place.block), 1)
     shape = layout.PackShape(
-        rows=len(sequences),
+        rows=rows or len(sequences),
         tokens=tokens or max(1, *(s.tokens.size for s in sequences)),
-        slots=max(1, *(len(s.pictures) for s in sequences)),
-        patches=max([place.block, *sizes]),
+        slots=slots,
+        patches=patches,
     )
-    rows, _ = layout.pack(sequences, place, shape, range(len(sequences)))
-    return rows if sizes else rows._replace(pictures=None)
+    packed, _ = layout.pack(sequences, place, shape, range(len(sequences)))
+    return packed if sizes else packed._replace(pictures=None)
 
 
 _forward = jax.jit(models.forward, static_argnums=0)
@@ -177,6 +194,71 @@ class Generation(NamedTuple):
     lengths: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How replies are sampled; the fields are the options of `generate`.
+
+    Raises:
+      ValueError: out of range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    n: int = 1
+    stop_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1 or self.n < 1:
+            wrong = f"max_new_tokens={self.max_new_tokens} and n={self.n}"
+            raise ValueError(f"{wrong} must be at least 1")
+        temperature, top_k, top_p = self.temperature, self.top_k, self.top_p
+        if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                f"out of range: {temperature=} (>= 0), {top_k=} (>= 0), {top_p=} (0..1]"
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(float(self.temperature), int(self.top_k), float(self.top_p))
+
+    def stops(self, policy: Policy) -> np.ndarray:
+        """int32 [1 or more], the tokens that end a reply."""
+        stops = policy.stop_ids if self.stop_ids is None else self.stop_ids
+        # An impossible id stands for "no stop": the shape must not be empty.
+        return np.array(tuple(stops) or (-1,), np.int32)
+
+
+def prefill(
+    policy: Policy,
+    view: View,
+    sequences: list[Sequence],
+    options: Options,
+    rows: int | None = None,
+) -> engine.State:
+    """Prompts in a cache with room for their replies: n neighbouring rows a prompt.
+
+    Shapes are bucketed: prompts of similar sizes share their programs.
+
+    Args:
+      view: from `engine.make_view`.
+      sequences: at least one.
+      rows: prompts in the state, at least len(sequences); those left over stay empty.
+    """
+    place, rows = policy.config.layout, rows or len(sequences)
+    counts, after = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    for i, s in enumerate(sequences):
+        counts[i] = s.tokens.size
+        after[i] = layout.positions(s.tokens, [p.grid for p in s.pictures], place)[1]
+    width = layout.bucket(int(counts.max()), 16)
+    packed = one_a_row(policy, sequences, width, rows=rows, bucketed=True)
+    chunk = engine.Chunk(packed.tokens, counts, packed.positions, after, packed.pictures)
+    slots = layout.round_up(width + options.max_new_tokens, 16)
+    state = engine.append(policy, view, engine.init(policy, rows, slots), chunk)
+    return engine.repeat(policy, state, options.n) if options.n > 1 else state
+
+
 def generate(
     policy: Policy,
     params: Params,
@@ -206,65 +288,24 @@ def generate(
     Raises:
       ValueError: sampling without a key, options out of range, or inputs that don't fit.
     """
-    if max_new_tokens < 1 or n < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} and n={n} must be at least 1")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"out of range: {temperature=} (>= 0), {top_k=} (>= 0), {top_p=} (0..1]")
+    options = Options(max_new_tokens, temperature, top_k, top_p, n, stop_ids)
     if key is None:
         if temperature > 0:
             raise ValueError("sampling needs key=jax.random.key(...); temperature=0 is greedy")
         key = jax.random.key(0)
     sequences = split_rows(policy, input_ids, attention_mask, pixel_values, image_grid_thw)
-    rows, batch = one_a_row(policy, sequences), len(sequences)
-    counts = np.array([s.tokens.size for s in sequences], np.int32)
-    after = [
-        layout.positions(s.tokens, [p.grid for p in s.pictures], policy.config.layout)[1]
-        for s in sequences
-    ]
-    chunk = engine.Chunk(rows.tokens, counts, rows.positions, np.int32(after), rows.pictures)
-    slots = layout.bucket(int(counts.max()) + max_new_tokens, 16)
     view = engine.make_view(policy, params)
-    state = engine.append(policy, view, engine.init(policy, batch, slots), chunk)
-    if n > 1:
-        state = engine.repeat(policy, state, n)
-    questions, samples = np.divmod(np.arange(batch * n, dtype=np.int32), n)
-    stops = policy.stop_ids if stop_ids is None else stop_ids
+    state = prefill(policy, view, sequences, options)
+    questions, samples = np.divmod(np.arange(len(sequences) * n, dtype=np.int32), n)
     _, out = engine.decode(
         policy,
         view,
         state,
-        np.ones(batch * n, bool),
+        np.ones(len(questions), bool),
         engine.make_keys(key, 0, questions, samples, 0),
-        Sampling(float(temperature), int(top_k), float(top_p)),
-        # An impossible id stands for "no stop": the shape must not be empty.
-        np.array(stops or (-1,), np.int32),
+        options.sampling,
+        options.stops(policy),
         max_new_tokens,
         max_new_tokens,
     )
     return Generation(out.tokens, out.logprobs, out.lengths)
-
-
-def answer(
-    policy: Policy,
-    params: Params,
-    processor: Processor,
-    prompt: str,
-    images: list[np.ndarray],
-    **options,
-) -> str:
-    """One reply to a prompt about pictures, as text.
-
-    Args:
-      images: uint8 [H, W, 3] each, put before the prompt.
-      options: of `generate`.
-    """
-    pictures = [processing.picture(processor, image) for image in images]
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt}]
-    ids = processing.chat_prompt(processor, [{"role": "user", "content": content}], pictures)
-    arrays = {}
-    if pictures:
-        values = [processing.pixel_values(processor, picture) for picture in pictures]
-        grids = np.array([picture.grid for picture in pictures])
-        arrays = {"pixel_values": np.concatenate(values), "image_grid_thw": grids}
-    out = generate(policy, params, ids[None], **arrays, **options)
-    return processing.decode(processor, out.tokens[0, : int(out.lengths[0])])

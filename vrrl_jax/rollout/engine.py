@@ -120,24 +120,29 @@ def decode(
     stop_ids: Array,
     limit: Array,
     capacity: int,
+    first: Array | int = 0,
 ) -> tuple[State, Decoded]:
     """Samples until every active row has stopped or `limit` tokens are out.
+
+    A reply may be sampled in pieces, as one call would: append each row's last token, then go on
+    with `first` at the number of tokens that are out.
 
     Args:
       policy, view, state: the state is donated.
       active: bool [B]; other rows stay as they are.
-      keys: [B]; token i of a row draws with fold_in(key, i).
+      keys: [B]; token i of a reply draws with fold_in(key, i).
       sampling: how to draw.
       stop_ids: int32 [n].
       limit: int scalar, at most `capacity`.
       capacity: static width of the result.
+      first: int scalar, index in the reply of the first token to sample.
     """
     rows = active.shape[0]
     empty = jnp.zeros((rows, capacity), jnp.float32)
 
     def emit(i, state, active, out):
         raw = jnp.matmul(state.hidden, view.head, preferred_element_type=jnp.float32)
-        fold = jax.vmap(lambda key: jax.random.fold_in(key, i))
+        fold = jax.vmap(lambda key: jax.random.fold_in(key, first + i))
         drawn = sample.draw(policy, raw, fold(keys), sampling)
         token = jnp.where(active, drawn.token, 0)
         stopped = active & (token[:, None] == stop_ids).any(-1)
