@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+import shutil
 import threading
 import time
 
@@ -12,10 +14,13 @@ import pytest
 
 import vrrl_jax as vr
 from vrrl_jax import log as logs
-from vrrl_jax import sft, testing
+from vrrl_jax import sft, start, testing
+from vrrl_jax.checkpoint import adapters, convert
 from vrrl_jax.checkpoint import state as checkpoints
 from vrrl_jax.config import SftConfig, load
 from vrrl_jax.log import read_metrics
+from vrrl_jax.models.lora import is_adapter, merge_lora
+from vrrl_jax.parallel.rules import path_name
 from vrrl_jax.rl import update
 
 STEPS = 6
@@ -148,7 +153,7 @@ def test_gradients_that_stay_not_finite_end_the_run_with_a_checkpoint(
         sft.main(config)
     step, arrays = saved_arrays(tmp_path / "nan")
     assert step == 2 and arrays["state"]["bad_steps"] == 2
-    fresh = sft.start_policy(config, None)[1]
+    fresh = start.start(config.policy, None, config.seed).trained
     assert_same(arrays["state"]["params"], fresh)
 
 
@@ -278,8 +283,8 @@ def test_demonstrations_play_through_the_environment(tiny_processor, configure, 
         ids = tiny_processor.ids
         starts = np.flatnonzero(sequence.tokens == ids.im_start)[1::2]  # assistant turns
         replies = []
-        for start in starts:
-            rest = sequence.tokens[start:].tolist()
+        for begin in starts:
+            rest = sequence.tokens[begin:].tolist()
             body = rest[: rest.index(ids.im_end)]
             text = processing.decode(tiny_processor, body)
             replies.append(text.removeprefix("assistant\n"))
@@ -290,3 +295,49 @@ def test_demonstrations_play_through_the_environment(tiny_processor, configure, 
         for image, picture in zip(shown, sequence.pictures, strict=True):
             wanted = processing.picture(tiny_processor, image)
             assert np.array_equal(picture.patches, wanted.patches)
+
+
+# --- adapters ------------------------------------------------------------------------------------
+
+LORA = (
+    "policy.init=pretrained",
+    "policy.config=null",
+    "policy.lora.rank=2",
+    "optimizer.name=adamw",
+)
+LORA += ("policy.lora.targets=[decoder,merger]",)
+
+
+@pytest.fixture(scope="module")
+def adapter_run(configure, tmp_path_factory) -> pathlib.Path:
+    return sft.main(configure(tmp_path_factory.mktemp("lora") / "whole", *LORA))
+
+
+def test_a_run_on_adapters_leaves_base_adapter_and_merged_policy(adapter_run, tiny_checkpoint):
+    """The checkpoint holds what was trained; the exports say the same in two ways."""
+    policy, base = vr.load_pretrained(tiny_checkpoint)
+    _, arrays = saved_arrays(adapter_run)
+    for tree in (arrays["state"]["params"], arrays["average"]):
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        assert names and all(is_adapter(name) for name in names)
+    adapted = adapters.load_adapter(adapter_run / "adapter", policy, base)
+    _, merged = vr.load_pretrained(adapter_run / "hf")
+    assert_same(merge_lora(adapted), merged)
+    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), merged, base)
+    for path, changed in jax.tree_util.tree_leaves_with_path(moved):
+        name = path_name(path)
+        targeted = re.search(r"(layers/.*_proj|visual/merger_\d)/kernel", name) is not None
+        assert changed is targeted, name
+
+
+def test_a_run_on_adapters_resumes_and_converts(adapter_run, configure, tmp_path):
+    whole = tmp_path / "resumed"
+    shutil.copytree(adapter_run, whole)
+    for step in ("4", "6"):
+        shutil.rmtree(whole / "checkpoints" / step)
+    shutil.rmtree(whole / "hf")
+    sft.main(configure(whole, *LORA), resume=True)
+    assert_same(saved_arrays(whole)[1], saved_arrays(adapter_run)[1])
+    exported = convert.to_hugging_face(whole, tmp_path / "export")
+    for name in ("model.safetensors", "config.json"):
+        assert (exported / name).read_bytes() == (adapter_run / "hf" / name).read_bytes()

@@ -2,19 +2,22 @@
 
 import jax
 import numpy as np
+import pytest
 
 import vrrl_jax as vr
 from vrrl_jax import testing
 from vrrl_jax.processing import processor as processing
 
 
-def test_the_checkpoint_holds_the_policy(tmp_path):
-    path = testing.write_tiny_checkpoint(tmp_path / "new" / "folder", seed=3)
-    policy, params = testing.tiny_policy(3)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_checkpoint_holds_the_policy(tmp_path, family):
+    path = testing.write_tiny_checkpoint(tmp_path / "new" / "folder", seed=3, family=family)
+    policy, params = testing.tiny_policy(3, family)
+    assert policy.config.family == family
     loaded_policy, loaded = vr.load_pretrained(path)
     assert loaded_policy == policy
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), loaded, params))
-    other = testing.tiny_policy(4)[1]
+    other = testing.tiny_policy(4, family)[1]
     assert np.any(other["embed_tokens"]["embedding"] != params["embed_tokens"]["embedding"])
     assert {p.name for p in path.iterdir()} >= {"config.json", "tokenizer.json", "vrrl.yaml"}
 

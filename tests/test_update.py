@@ -9,10 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from vrrl_jax import label, learn, optimizer, testing
-from vrrl_jax.config import AlgorithmConfig, OptimizerConfig, RolloutConfig, RtmConfig, TrainConfig
+from vrrl_jax import label, learn, optimizer, start, testing
+from vrrl_jax.config import (
+    AlgorithmConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RolloutConfig,
+    RtmConfig,
+    TrainConfig,
+)
 from vrrl_jax.layout import PackShape
 from vrrl_jax.models import policy as models
+from vrrl_jax.models.lora import join_params, split_params
 from vrrl_jax.parallel.rules import path_name
 from vrrl_jax.processing import encode
 from vrrl_jax.rl import update
@@ -134,7 +142,7 @@ def gradient(actor, played, fields, programs):
         grads, totals = programs.zeros(actor[1]), {}
         batches = label.microbatches(actor[0], packing, fields)
         for batch in batches:
-            grads, metrics = programs.accumulate(actor[1], grads, batch)
+            grads, metrics = programs.accumulate(actor[1], {}, grads, batch)
             totals = {k: totals.get(k, 0) + float(v) for k, v in metrics.items()}
         return len(batches), grads, totals
 
@@ -357,11 +365,16 @@ def changed(tx, params):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_frozen_vision_tower_gets_no_update(actor, name):
-    config = OptimizerConfig(name=name, learning_rate=0.1)
+    tx = optimizer.make_optimizer(OptimizerConfig(name=name, learning_rate=0.1), 10)
     every = set(MATRICES) | OTHERS
-    assert changed(optimizer.make_optimizer(config, 10), actor[1]) == every
-    frozen = optimizer.make_optimizer(config, 10, freeze_vision=True)
-    assert changed(frozen, actor[1]) == {n for n in every if not n.startswith("visual/")}
+    assert changed(tx, actor[1]) == every
+    frozen = PolicyConfig(freeze_vision=True)
+    trained, rest = split_params(actor[1], functools.partial(start.trains, frozen))
+    assert changed(tx, trained) == {n for n in every if not n.startswith("visual/")}
+    assert list(rest) == ["visual"]
+    both = join_params(trained, rest)
+    assert jax.tree.structure(both) == jax.tree.structure(actor[1])
+    assert all(a is b for a, b in zip(*map(jax.tree.leaves, (both, actor[1])), strict=True))
 
 
 def test_a_muon_update_is_orthogonal_layer_by_layer(actor):

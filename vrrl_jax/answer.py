@@ -25,6 +25,7 @@ from vrrl_jax.processing import chat
 from vrrl_jax.processing import processor as processing
 from vrrl_jax.processing.images import open_image
 from vrrl_jax.processing.processor import Processor
+from vrrl_jax.progress import bytes_bar
 from vrrl_jax.rollout import engine
 from vrrl_jax.types import Picture, Sequence
 
@@ -249,7 +250,8 @@ def texts(processor: Processor, pieces: Iterator[Piece], n: int = 1) -> Iterator
 
 def load_view(checkpoint: str) -> tuple[Policy, View]:
     """A policy for sampling alone: the parameters themselves aren't kept."""
-    policy, params = hf.load_pretrained(checkpoint)
+    with bytes_bar("read") as progress:
+        policy, params = hf.load_pretrained(checkpoint, progress=progress)
     return policy, engine.make_view(policy, params)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from vrrl_jax import label, layout
 from vrrl_jax.config import TrainConfig
+from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.rl import losses, update
 from vrrl_jax.rollout import episodes
@@ -19,6 +20,7 @@ def learn(
     policy: Policy,
     config: TrainConfig,
     state: update.TrainState,
+    frozen: Params,
     reference: Params | None,
     programs: update.Programs,
     played: list[Episode],
@@ -42,7 +44,8 @@ def learn(
     metrics["update_occupancy"] = whole.occupancy
     scored = None
     if policy.value_head or algorithm.importance == "recomputed":
-        scored = _score(policy, state.params, whole, padded, config.rollout.temperature)
+        params = join_params(state.params, frozen)
+        scored = _score(policy, params, whole, padded, config.rollout.temperature)
     if algorithm.importance == "recomputed":
         fields["logprobs"] = scored["logprobs"]
     if reference is not None:
@@ -78,7 +81,7 @@ def learn(
                     padded.loss_mask * chosen, "token_mean", 1
                 )
             batches = label.microbatches(policy, packing, fields)
-            state, metrics_now = update.run(programs, state, batches)
+            state, metrics_now = update.run(programs, state, batches, frozen)
             totals.append(metrics_now)
             sums.append(float(weights.sum()) or 1.0)
     totals = [

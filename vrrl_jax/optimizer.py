@@ -1,4 +1,4 @@
-"""The optimizer of a run: AdamW or Muon, a schedule, clipping, frozen parts."""
+"""The optimizer of a run: AdamW or Muon, a schedule, clipping."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([lambda count: warm(count + 1), tail], [config.warmup_steps])
 
 
-def make_optimizer(
-    config: OptimizerConfig, steps: int, *, freeze_vision: bool = False
-) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW or Muon (with AdamW for all that is no hidden matrix)."""
     rate = schedule(config, steps)
     if config.name == "muon":
@@ -77,12 +75,4 @@ def make_optimizer(
         )
     if config.grad_clip is not None:
         core = optax.chain(optax.clip_by_global_norm(config.grad_clip), core)
-    if not freeze_vision:
-        return core
-
-    def labels(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "frozen" if path_name(path).startswith("visual") else "trained", params
-        )
-
-    return optax.partition({"trained": core, "frozen": optax.set_to_zero()}, labels)
+    return core

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 
@@ -104,6 +105,41 @@ class Progress:
         )
         self._task = self._bar.add_task("", total=self._total, text="")
         self._bar.start()
+
+
+@contextlib.contextmanager
+def bytes_bar(
+    what: str,
+    *,
+    after: float = 1.0,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[int, int], None]]:
+    """A function of (bytes done, bytes in all) that shows them, in MB, as a bar or as lines.
+
+        with bytes_bar("read") as progress:
+            policy, params = vr.load_pretrained(directory, progress=progress)
+
+    Args:
+      what: is done to the bytes, such as "read".
+      after: seconds before which nothing is shown: what is quick stays silent.
+      stream, clock: as for `Progress`.
+    """
+    began = clock()
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+        shown = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal bar, shown
+            if bar is None and clock() - began >= after and done < total:
+                bar = Progress(round(total / 1e6), unit=f"MB {what}", stream=stream, clock=clock)
+                stack.enter_context(bar)
+            if bar is not None and (done // 10**6 > shown or done == total):
+                shown = done // 10**6
+                bar.update(round(done / 1e6))
+
+        yield progress
 
 
 def format_number(value: float) -> str:

@@ -46,6 +46,33 @@ def _levels(config: object) -> None:
 
 
 @section
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685), trained with the base frozen.
+
+    Attributes:
+      rank: of the adapters; 0 trains the policy itself.
+      alpha: their scale is alpha / rank; None is twice the rank.
+      targets: where they are: decoder, attention, mlp, vision, merger, or single projections of the
+        decoder such as q_proj.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("decoder",)
+
+    def __post_init__(self):
+        at_least(self, 0, "rank")
+        require(bool(self.targets), "targets", "is empty: name what gets adapters, such as decoder")
+        if self.alpha is not None:
+            require(self.alpha > 0, "alpha", f"must be above 0: {self.alpha}")
+
+    @property
+    def scaling(self) -> float:
+        """alpha / rank."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+
+@section
 class PolicyConfig:
     """The model.
 
@@ -55,9 +82,12 @@ class PolicyConfig:
       compute_dtype: of the forward pass; None is float32 on a CPU, bfloat16 elsewhere.
       value_head: whether the model has a critic, which PPO needs.
       freeze_vision: leave the vision tower as it is.
+      remat: compute the activations of each block anew in the backward pass: a third more work, a
+        fraction of the memory.
       init: "random" starts a fresh model of the shape that `config` gives, with the tokenizer and
         the processor in `path`. For `vrrl sft` only.
       config: path of a Hugging Face config.json, for a random start.
+      lora: adapters, trained in place of the policy's own parameters.
     """
 
     path: str = "nano"
@@ -65,13 +95,17 @@ class PolicyConfig:
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     value_head: bool = False
     freeze_vision: bool = False
+    remat: bool = False
     init: Literal["pretrained", "random"] = "pretrained"
     config: str | None = None
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self):
         require(bool(self.path), "path", "is empty: name a Hugging Face directory, or nano")
         if self.init == "random":
             require(self.config is not None, "config", "is needed for init=random: a config.json")
+            whole = not (self.lora.rank or self.freeze_vision)
+            require(whole, "init", "random trains every parameter: no lora, no freeze_vision")
 
 
 @section

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 import queue
@@ -17,20 +16,20 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from vrrl_jax import evaluate, label, layout
+from vrrl_jax import evaluate, label, layout, start
 from vrrl_jax import log as logs
-from vrrl_jax.checkpoint import hf
+from vrrl_jax.checkpoint import adapters, hf
 from vrrl_jax.checkpoint import state as checkpoints
-from vrrl_jax.config import MeshConfig, RewardConfig, SftConfig
+from vrrl_jax.config import RewardConfig, SftConfig
 from vrrl_jax.data import demonstrations, frozenlake
 from vrrl_jax.envs import frozenlake as env
-from vrrl_jax.models import policy as models
+from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Policy
 from vrrl_jax.optimizer import make_optimizer, schedule
-from vrrl_jax.parallel.mesh import make_mesh, put_rows
-from vrrl_jax.parallel.rules import left_whole, param_shardings
+from vrrl_jax.parallel.mesh import put_rows
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor, load_processor
+from vrrl_jax.progress import bytes_bar
 from vrrl_jax.rl import update
 from vrrl_jax.rl.update import Microbatch
 from vrrl_jax.types import Sequence
@@ -45,15 +44,10 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
         last good state is saved.
     """
     # --- what is trained ---
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))  # checks what -1 stands for
-    mesh = mesh if mesh.size > 1 else None
-    policy, params = start_policy(config, mesh)
-    if whole := left_whole(params, mesh, head_dim=policy.config.text.head_dim):
-        print(whole)
+    policy, params, frozen = start.start(config.policy, start.open_mesh(config), config.seed)
     processor = load_processor(policy.directory)
     exclude = held_out(config.data.exclude)
-    tx = make_optimizer(config.optimizer, config.steps, freeze_vision=config.policy.freeze_vision)
+    tx = make_optimizer(config.optimizer, config.steps)
     state = update.init_state(policy, params, tx)
     del params  # the state's buffers are donated: nobody else may hold them
     programs = update.make_programs(functools.partial(update.supervised_loss, policy), tx, policy)
@@ -98,7 +92,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
             placed = Microbatch(
                 label.place_rows(policy, batch.rows), put_rows(policy.mesh, batch.fields)
             )
-            state, metrics = update.run(programs, state, [placed])
+            state, metrics = update.run(programs, state, [placed], frozen)
             if ema is not None:
                 # A young average would keep the random start: it warms up with the step.
                 decay = min(config.ema_decay, (1 + step) / (10 + step))
@@ -120,13 +114,17 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
                 step + 1 == config.steps
                 or (config.eval.every and (step + 1) % config.eval.every == 0)
             ):
-                scores = measure(best(state, ema))
+                scores = measure(join_params(best(state, ema), frozen))
                 path = run_dir / f"evaluation_step{step + 1:06d}.json"
                 evaluate.save(path, evaluate.tables(scores))
 
     # --- what is left behind ---
-    export = hf.save_pretrained(run_dir / "hf", policy, best(state, ema))
-    print(f"exported {export}")
+    params = join_params(best(state, ema), frozen)
+    with bytes_bar("written") as progress:
+        exported = hf.save_pretrained(run_dir / "hf", policy, params, progress=progress)
+    print(f"exported {exported}")
+    if config.policy.lora.rank:
+        print(f"adapters {adapters.save_adapter(run_dir / 'adapter', policy, params)}")
     return run_dir
 
 
@@ -149,19 +147,6 @@ def guard(state: update.TrainState, average, limit: int, saved, step: int) -> No
             f"those before the first of them, saved as checkpoint {step + 1}. Lower "
             "optimizer.learning_rate or optimizer.grad_clip and go on with --resume"
         )
-
-
-def start_policy(config: SftConfig, mesh) -> tuple[Policy, models.Params]:
-    """The pretrained policy, or a fresh one drawn with numpy in the shape of a config.json."""
-    options = {"mesh": mesh, "compute_dtype": config.policy.compute_dtype}
-    if config.policy.init == "pretrained":
-        return hf.load_pretrained(config.policy.path, config.policy.dtype, **options)
-    directory = pathlib.Path(config.policy.config or config.policy.path)
-    directory = directory.parent if directory.name == "config.json" else directory
-    policy = hf.load_policy(directory, **options)
-    params = models.init_params(policy, config.seed)
-    shardings = param_shardings(params, mesh, head_dim=policy.config.text.head_dim)
-    return policy, jax.device_put(params, shardings)
 
 
 def held_out(paths: tuple[str, ...]) -> frozenset[str]:

@@ -15,18 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vrrl_jax import collect, compiles, evaluate, learn, report
+from vrrl_jax import collect, compiles, evaluate, learn, report, start
 from vrrl_jax import log as logs
-from vrrl_jax.checkpoint import hf
+from vrrl_jax.checkpoint import adapters, hf
 from vrrl_jax.checkpoint import state as checkpoints
-from vrrl_jax.config import MeshConfig, TrainConfig
+from vrrl_jax.config import TrainConfig
 from vrrl_jax.data import frozenlake
 from vrrl_jax.data.frozenlake import Map
 from vrrl_jax.envs.frozenlake import THINK
+from vrrl_jax.models.lora import has_lora, join_params, strip_lora
+from vrrl_jax.models.policy import Params
 from vrrl_jax.optimizer import make_optimizer, schedule
-from vrrl_jax.parallel.mesh import make_mesh
-from vrrl_jax.parallel.rules import left_whole
 from vrrl_jax.processing.processor import load_processor
+from vrrl_jax.progress import bytes_bar
 from vrrl_jax.rl import update
 from vrrl_jax.rollout import engine, episodes
 from vrrl_jax.rollout.sampling import Sampling
@@ -45,24 +46,14 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     compilations = compiles.Counter()
 
     # --- what plays: maps, policy, environment ---
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))  # checks what -1 stands for
-    mesh = mesh if mesh.size > 1 else None
+    mesh = start.open_mesh(config)
     algorithm, rollout = config.algorithm, config.rollout
     exclude = frozenset(m.key for path in config.data.exclude for m in frozenlake.load(path).maps)
     maps = training_maps(config, exclude)
     for path in config.eval.references:
         hf.resolve(path)
     test_maps = evaluate.evaluation_maps(config.eval, frozenset(m.key for m in maps))
-    policy, params = hf.load_pretrained(
-        config.policy.path,
-        config.policy.dtype,
-        mesh,
-        compute_dtype=config.policy.compute_dtype,
-        value_head=config.policy.value_head,
-    )
-    if whole := left_whole(params, mesh, head_dim=policy.config.text.head_dim):
-        print(whole)
+    policy, params, frozen = start.start(config.policy, mesh, config.seed)
     processor = load_processor(policy.directory)
     board = evaluate.environment(config.env)
     score = evaluate.scorer(config.reward, config.roll_in.decision_bonus)
@@ -82,10 +73,11 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     # --- what learns: state, reference, buffers, programs ---
     # A schedule counts optimizer steps, of which a rollout may give several.
     updates = config.steps * algorithm.epochs * algorithm.minibatches
-    tx = make_optimizer(config.optimizer, updates, freeze_vision=config.policy.freeze_vision)
-    reference = jax.tree.map(jnp.copy, params) if algorithm.kl_coefficient else None
+    tx = make_optimizer(config.optimizer, updates)
+    reference = reference_params(params, frozen) if algorithm.kl_coefficient else None
     state = update.init_state(policy, params, tx)
     del params  # donated with the state
+    whole = lambda: join_params(state.params, frozen)
     buffer = None
     if rolls_in:
         # A reply may hold a forced opening and a forced end beside what was sampled.
@@ -106,7 +98,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             _measure, policy, processor=processor, maps=test_maps, config=config, log=log
         )
         # Before anything is restored: a resumed run compares with the same base.
-        base = measure(state.params) if config.eval.enabled else None
+        base = measure(whole()) if config.eval.enabled else None
         if base is not None:
             evaluate.save(run_dir / "evaluation_base.json", evaluate.tables(base))
         first, cursor, generated = 0, 0, 0
@@ -120,7 +112,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
         for step in range(first, config.steps):
             began = time.perf_counter()
             before = compilations.count
-            view = engine.make_view(policy, state.params)
+            view = engine.make_view(policy, whole())
             keeps = config.log.episodes_every and step % config.log.episodes_every == 0
 
             def play(groups, attempt, view=view, step=step, keeps=keeps):
@@ -170,8 +162,8 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             if collected.episodes:
                 mask_key = collect.key_for(key, collect.MASK_KEY, step)
                 state, trained = learn.learn(
-                    policy, config, state, reference, programs, collected.episodes, shapes, shape,
-                    mask_key,
+                    policy, config, state, frozen, reference, programs, collected.episodes, shapes,
+                    shape, mask_key,
                 )  # fmt: skip
                 metrics |= trained
             guard(state, config, saved, step, buffer, cursor, generated)
@@ -194,14 +186,17 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                 meta = {"cursor": cursor, "generated": generated}
                 checkpoints.save(saved, step + 1, resumable(state, buffer), meta)
             if evaluates(config, step + 1):
-                scores = measure(state.params)
+                scores = measure(whole())
                 evaluate.save(
                     run_dir / f"evaluation_step{step + 1:06d}.json", evaluate.tables(scores)
                 )
-        final = measure(state.params) if config.eval.enabled else None
+        final = measure(whole()) if config.eval.enabled else None
 
     # --- what is left behind ---
-    exported = hf.save_pretrained(run_dir / "hf", policy, state.params)
+    with bytes_bar("written") as progress:
+        exported = hf.save_pretrained(run_dir / "hf", policy, whole(), progress=progress)
+    if config.policy.lora.rank:
+        print(f"adapters        {adapters.save_adapter(run_dir / 'adapter', policy, whole())}")
     if final is not None:
         name = f"success before ({config.policy.path}) and after, in percent of maps"
         compared = evaluate.comparison(base, final) | {"name": name}
@@ -224,6 +219,14 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     print(f"report          {report.write_report(run_dir)}")
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes, {generated} episodes generated")
     return run_dir
+
+
+def reference_params(trained: Params, frozen: Params) -> Params:
+    """The policy that a KL term holds on to: the one at the start. Under adapters that is the
+    base itself, whose arrays are there anyway; else a copy, as the trained ones are donated."""
+    if has_lora(trained):
+        return strip_lora(join_params(trained, frozen))
+    return join_params(jax.tree.map(jnp.copy, trained), frozen)
 
 
 def resumable(state: update.TrainState, buffer: Any) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_broken_files_are_named(copy, spoil, error, words):
         ({"text_config__rope_parameters__mrope_section": [2, 2, 3]}, "mrope_section"),
         ({"text_config__rope_parameters": None}, "mrope_section"),
         ({"vision_config": None}, "vision_config"),
-        ({"vision_config__window_size": None}, "window_size"),
+        ({"text_config__vocab_size": None}, "vocab_size"),
         ({"text_config__hidden_size": None}, "hidden_size"),
     ],
     ids=str,

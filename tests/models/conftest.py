@@ -22,3 +22,15 @@ def references(tmp_path_factory):
 def plain(references):
     """The reference that most tests use."""
     return references("nested untied")
+
+
+@pytest.fixture(scope="session")
+def plain3(references):
+    """The same of Qwen3-VL."""
+    return references("qwen3 untied")
+
+
+@pytest.fixture(scope="session", params=["nested untied", "qwen3 untied"])
+def either(request, references):
+    """One after the other."""
+    return references(request.param)

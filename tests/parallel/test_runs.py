@@ -87,8 +87,8 @@ def gradients(monkeypatch):
     def watched(*args):
         programs = make(*args)
 
-        def accumulate(params, grads, batch):
-            grads, metrics = programs.accumulate(params, grads, batch)
+        def accumulate(params, frozen, grads, batch):
+            grads, metrics = programs.accumulate(params, frozen, grads, batch)
             leaves = grads["embed_tokens"]["embedding"], grads["layers"]["q_proj"]["kernel"]
             seen.append(tuple(leaf.sharding.shard_shape(leaf.shape) for leaf in leaves))
             return grads, metrics

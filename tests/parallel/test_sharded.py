@@ -231,7 +231,7 @@ def learn(where: Place, played):
     state = update.init_state(where.policy, jax.tree.map(jnp.copy, where.params), tx)
     grads = run.zeros(state.params)
     for batch in batches:
-        grads, _ = run.accumulate(state.params, grads, batch)
+        grads, _ = run.accumulate(state.params, {}, grads, batch)
     state, metrics = update.run(run, state, batches)
     return shown, grads, state, metrics
 
@@ -284,7 +284,7 @@ def test_the_vocabulary_is_never_gathered(played):
     split = place(make_mesh(fsdp=4, tensor=2))
     batch = packed(split, played)[0]
     run = programs(split, make_optimizer(OPTIMIZER, 10))
-    moved = collectives(run.accumulate.lower(split.params, run.zeros(split.params), batch))
+    moved = collectives(run.accumulate.lower(split.params, {}, run.zeros(split.params), batch))
     gathered = [line for line in moved if "all-gather(" in line]
     assert gathered and not [line for line in gathered if "384" in line]
 
@@ -318,7 +318,7 @@ def test_no_device_holds_much_of_the_shipped_policy():
     fields = {"target_ids": tokens[..., None], "target_weights": ones[..., None] / np.float32(128)}
     run = update.make_programs(functools.partial(update.supervised_loss, policy), tx, policy)
     batch = update.Microbatch(rows, label.put_rows(policy.mesh, fields))
-    grads, _ = run.accumulate(state.params, run.zeros(state.params), batch)
+    grads, _ = run.accumulate(state.params, {}, run.zeros(state.params), batch)
     state, metrics = run.apply(state, grads)
     assert metrics["grad_norm"] > 0 and int(state.step) == 1
     assert largest_share(grads) < 0.3

@@ -8,15 +8,20 @@ from typing import Any
 
 import yaml
 
-from vrrl_jax.checkpoint import hf
+from vrrl_jax.checkpoint import hf, weights
 from vrrl_jax.checkpoint import state as checkpoints
+from vrrl_jax.models.lora import join_params, with_scale
 from vrrl_jax.models.policy import Params
 
 PARAMS = "params"  # the Orbax folder of an imported checkpoint
 
 
 def to_checkpoint(
-    source: str | pathlib.Path, target: str | pathlib.Path, *, dtype: str | None = None
+    source: str | pathlib.Path,
+    target: str | pathlib.Path,
+    *,
+    dtype: str | None = None,
+    progress: weights.Progress | None = None,
 ) -> pathlib.Path:
     """Imports a Hugging Face directory: parameters as an Orbax checkpoint, files beside them.
 
@@ -24,6 +29,7 @@ def to_checkpoint(
       source: as in `hf.load_pretrained`.
       target: a new directory; `read_params` and `to_hugging_face` take it.
       dtype: of the parameters; None is float32.
+      progress: told (bytes read, bytes in all).
 
     Raises:
       FileExistsError: `target` holds something already.
@@ -34,7 +40,9 @@ def to_checkpoint(
     if path.exists() and any(path.iterdir()):
         raise FileExistsError(f"{path} is not empty: give a new directory")
     critic = (hf.resolve(source) / hf.VALUE_HEAD).is_file()
-    policy, params = hf.load_pretrained(source, dtype or "float32", value_head=critic)
+    policy, params = hf.load_pretrained(
+        source, dtype or "float32", value_head=critic, progress=progress
+    )
     path.mkdir(parents=True, exist_ok=True)
     for name in hf.CARRIED:
         if (pathlib.Path(policy.directory) / name).is_file():
@@ -50,6 +58,7 @@ def to_hugging_face(
     *,
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
+    progress: weights.Progress | None = None,
 ) -> pathlib.Path:
     """Exports a run's newest checkpoint, or an imported one, as a Hugging Face directory.
 
@@ -62,13 +71,19 @@ def to_hugging_face(
     params, origin, value_head = read_params(path)
     policy = hf.load_policy(origin, value_head=value_head)
     return hf.save_pretrained(
-        target, policy, params, origin, dtype=dtype, max_shard_size=max_shard_size
+        target,
+        policy,
+        params,
+        origin,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        progress=progress,
     )
 
 
 def read_params(path: pathlib.Path) -> tuple[Params, str, bool]:
     """Parameters of a run or an imported checkpoint, where its files are, and whether it has a
-    value head. They are numpy arrays."""
+    value head. Adapters stand beside their kernels."""
     if (path / PARAMS).is_dir():
         params = checkpoints.read_arrays(path / PARAMS)
         return params, str(path), "value_head" in params
@@ -79,10 +94,25 @@ def read_params(path: pathlib.Path) -> tuple[Params, str, bool]:
         )
     policy: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text())["policy"]
     with checkpoints.open_checkpoints(path / "checkpoints") as saved:
-        arrays = checkpoints.restore_raw(saved)
+        arrays = checkpoints.restore_raw(saved, _weights_alone)
     params = arrays.get("average") or arrays["state"]["params"]
     origin = policy["path"]
     if policy.get("init") == "random":
         config = pathlib.Path(policy["config"])
         origin = str(config.parent if config.name == "config.json" else config)
-    return params, origin, "value_head" in params
+    value_head = "value_head" in params
+    adapters = policy.get("lora") or {}
+    if adapters.get("rank") or policy.get("freeze_vision"):
+        # The checkpoint holds what was trained; the rest is where the run took it from.
+        _, frozen = hf.load_pretrained(origin, policy.get("dtype", "float32"))
+        if rank := adapters.get("rank"):
+            params = with_scale(params, (adapters.get("alpha") or 2.0 * rank) / rank)
+        params = join_params(params, frozen)
+    return params, origin, value_head
+
+
+def _weights_alone(tree: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's checkpoint what a policy is made of: no optimizer state, no buffers."""
+    if tree.get("average"):
+        return {"average": tree["average"]}
+    return {"state": {"params": tree["state"]["params"]}}

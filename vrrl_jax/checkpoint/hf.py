@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vrrl_jax.checkpoint import names, weights
-from vrrl_jax.models.config import from_hf
+from vrrl_jax.models.config import ModelConfig, from_hf
+from vrrl_jax.models.lora import has_lora, merge_lora
 from vrrl_jax.models.policy import CLIP_MEAN, CLIP_STD, Params, Policy, abstract_params
 from vrrl_jax.parallel.mesh import canonical
 from vrrl_jax.parallel.rules import check_heads, param_shardings
@@ -119,7 +120,9 @@ def load_policy(
     raw = weights.read_json(path / "config.json")
     places = (generation, raw, raw.get("text_config") or {})
     stop = next((p["eos_token_id"] for p in places if p.get("eos_token_id") is not None), ())
-    images = weights.read_json(path / "preprocessor_config.json", {})
+    # transformers 5 may save a processor as one file; where both are there, it reads that one.
+    images = weights.read_json(path / "processor_config.json", {}).get("image_processor")
+    images = images or weights.read_json(path / "preprocessor_config.json", {})
     if compute_dtype is None:
         compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return Policy(
@@ -128,8 +131,8 @@ def load_policy(
         value_head=value_head,
         remat=remat,
         stop_ids=tuple(stop) if isinstance(stop, (list, tuple)) else (stop,),
-        image_mean=tuple(images.get("image_mean", CLIP_MEAN)),
-        image_std=tuple(images.get("image_std", CLIP_STD)),
+        image_mean=tuple(images.get("image_mean") or CLIP_MEAN),
+        image_std=tuple(images.get("image_std") or CLIP_STD),
         mesh=mesh,
         directory=str(path),
     )
@@ -140,37 +143,13 @@ def load_params(
     policy: Policy,
     dtype: str = "float32",
     progress: weights.Progress | None = None,
-    *,
-    slack: int = weights.SLACK,
 ) -> Params:
     """Reads the weights of `policy`; see `load_pretrained` and `weights.read_leaf`."""
     config = policy.config
-    files = {names.canonical(key, config): (h, key) for key, h in weights.open_all(path).items()}
     abstract = abstract_params(policy)
     leaves = dict(_flatten(abstract))
     ours = {name: leaf for name, leaf in leaves.items() if not name.startswith("value_head")}
-    parts: dict[str, list] = {name: [] for name in ours}
-    missing, wrong, expected = [], [], set()
-    for tensor in names.tensors(config, ours):
-        expected.add(tensor.name)
-        if tensor.name not in files:
-            missing.append(f"missing {tensor.name}")
-            continue
-        handle, key = files[tensor.name]
-        parts[tensor.ours].append((tensor, handle, key))
-        stored = handle.get_slice(key)
-        if tuple(stored.get_shape()) != tensor.shape:
-            wrong.append(
-                f"{tensor.name} has shape {stored.get_shape()}, "
-                f"the configuration says {list(tensor.shape)}"
-            )
-        elif stored.get_dtype() not in weights.FLOATS:
-            wrong.append(f"{tensor.name} holds {stored.get_dtype()}: quantised weights")
-    ignorable = {"lm_head.weight"} if config.text.tied else set()
-    strange = [f"unexpected {name}" for name in files.keys() - expected - ignorable]
-    if problems := sorted(missing) + sorted(strange) + sorted(wrong):
-        raise ValueError(f"{path}: the weights don't fit config.json:\n  " + "\n  ".join(problems))
-
+    parts = _match(path, config, ours)
     shardings = param_shardings(abstract, policy.mesh, head_dim=config.text.head_dim)
     flat_shardings = dict(_flatten(shardings)) if policy.mesh is not None else {}
     size = jnp.dtype(dtype).itemsize
@@ -183,14 +162,46 @@ def load_params(
             progress(read, total)
 
     flat = {
-        name: weights.read_leaf(
-            leaf.shape, parts[name], dtype, flat_shardings.get(name), slack, done
-        )
+        name: weights.read_leaf(leaf.shape, parts[name], dtype, flat_shardings.get(name), done)
         for name, leaf in ours.items()
     }
     if policy.value_head:
         flat |= _load_value_head(path, leaves, flat_shardings)
     return _unflatten(flat)
+
+
+def _match(
+    path: pathlib.Path, config: ModelConfig, leaves: dict[str, Any]
+) -> dict[str, list[tuple[names.Tensor, weights.Stored]]]:
+    """What each of our leaves is made of, or an error that lists all that doesn't fit."""
+    files: dict[str, weights.Stored] = {}
+    missing, strange, wrong = [], [], []
+    for stored in weights.open_all(path):
+        name = names.canonical(stored.name, config)
+        if name in files:
+            others = f"{files[name].name} in {files[name].file.name}"
+            strange.append(f"twice {stored.name} in {stored.file.name}, {others}")
+        files[name] = stored
+    parts: dict[str, list] = {name: [] for name in leaves}
+    expected = {"lm_head.weight"} if config.text.tied else set()  # some hold it all the same
+    for tensor in names.tensors(config, leaves):
+        expected.add(tensor.name)
+        if tensor.name not in files:
+            missing.append(f"missing {tensor.name}")
+            continue
+        stored = files[tensor.name]
+        parts[tensor.ours].append((tensor, stored))
+        if stored.dtype not in weights.FLOATS:
+            wrong.append(f"{tensor.name} holds {stored.dtype}: quantised weights")
+        elif stored.shape != tensor.shape:
+            wrong.append(
+                f"{tensor.name} has shape {list(stored.shape)}, "
+                f"the configuration says {list(tensor.shape)}"
+            )
+    strange += [f"unexpected {name}" for name in files.keys() - expected]
+    if problems := sorted(missing) + sorted(strange) + sorted(wrong):
+        raise ValueError(f"{path}: the weights don't fit config.json:\n  " + "\n  ".join(problems))
+    return parts
 
 
 def save_pretrained(
@@ -205,12 +216,14 @@ def save_pretrained(
 ) -> pathlib.Path:
     """Writes a Hugging Face directory that transformers loads, and that imports bit-identically.
 
-    The host holds one shard of the result at a time, whatever the size of the model. On several
-    processes every one must call this; the first writes.
+    The host holds a tensor at a time, whatever the size of the model. An export that ends early
+    leaves an earlier checkpoint in `directory` as it was. On several processes every one must
+    call this; the first writes.
 
     Args:
       directory: created if missing.
-      policy, params: what to write; a value head goes into a file of its own.
+      policy, params: what to write; a value head goes into a file of its own, adapters are merged
+        into their kernels.
       source: where config, tokenizer and processor files are copied from; by default the
         directory that the policy was loaded from.
       dtype: of the written tensors; None keeps that of the parameters.
@@ -224,20 +237,43 @@ def save_pretrained(
     source = resolve(source or policy.directory or "")
     path = pathlib.Path(directory).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    flat = dict(_flatten(params))
+    flat = dict(_flatten(merge_lora(params) if has_lora(params) else params))
     written = jnp.dtype(dtype or flat["norm/scale"].dtype)
+    if written not in map(jnp.dtype, weights.FLOATS.values()):
+        raise ValueError(f"dtype {written.name}: weights are written as float32 or bfloat16")
     head = {k: weights.gather(flat.pop(k)) for k in list(flat) if k.startswith("value_head")}
-    if jax.process_index() == 0:
-        for name in CARRIED:
-            if (source / name).is_file() and source.resolve() != path.resolve():
-                shutil.copyfile(source / name, path / name)
-        raw = _with_dtype(weights.read_json(path / "config.json"), written.name)
-        (path / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-        if head:
-            weights.save({k.replace("/", "."): v for k, v in head.items()}, path / VALUE_HEAD)
-    tensors = list(names.tensors(policy.config, flat))
-    weights.write(path, flat, tensors, written, limit, progress)
+    writes = jax.process_index() == 0
+    if writes:
+        weights.discard(path)
+    try:
+        tensors = list(names.tensors(policy.config, flat))
+        parts = weights.write(path, flat, tensors, written, limit, progress)
+        if writes and head:
+            head = {k.replace("/", "."): v for k, v in head.items()}
+            weights.save(head, path / (VALUE_HEAD + weights.PART))
+            parts.insert(0, VALUE_HEAD)
+        if writes:
+            _carry(source, path, written.name)
+            weights.commit(path, parts)
+    except BaseException:
+        if writes:
+            weights.discard(path)
+        raise
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"exported {path}")  # it is there for every process
     return path
+
+
+def _carry(source: pathlib.Path, path: pathlib.Path, dtype: str) -> None:
+    """The files beside the weights, config.json with the dtype of the tensors."""
+    if source.resolve() != path.resolve():
+        for name in CARRIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, path / name)
+    raw = _with_dtype(weights.read_json(path / "config.json"), dtype)
+    (path / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
 def _with_dtype(raw: dict[str, Any], name: str) -> dict[str, Any]:
@@ -258,14 +294,12 @@ def _load_value_head(path: pathlib.Path, leaves, shardings) -> dict[str, jax.Arr
     ours = {our: leaf for our, leaf in leaves.items() if our.startswith("value_head")}
     values = {our: np.zeros(leaf.shape, np.float32) for our, leaf in ours.items()}
     if (path / VALUE_HEAD).is_file():
-        handle = weights.open_file(path / VALUE_HEAD)
-        keys = handle.keys()
-        stored = {key.replace(".", "/"): handle.get_tensor(key) for key in keys}
+        stored = {k.replace(".", "/"): v for k, v in weights.read_header(path / VALUE_HEAD).items()}
         wanted, found = ({k: v.shape for k, v in d.items()} for d in (values, stored))
         if wanted != found:
             raise ValueError(f"{path / VALUE_HEAD}: holds {found}, not {wanted}")
-        values = stored
-    return {our: jax.device_put(values[our], shardings.get(our)) for our in ours}
+        values = {k: np.array(weights.mapped(v), np.float32) for k, v in stored.items()}
+    return {our: weights.put(values[our], shardings.get(our)) for our in ours}
 
 
 def _parse_size(size: str | int) -> int:

@@ -143,6 +143,15 @@ def canonical(name: str, config: ModelConfig) -> str:
     return re.sub(r"^language_model\.", inner, bare)
 
 
+def module_name(name: str) -> str:
+    """The module path that transformers gives a published weight, without its last part."""
+    module = name.rpartition(".")[0]
+    if not module.startswith(("model.language_model.", "model.visual.")):
+        module = re.sub(r"^model\.", "model.language_model.", module)
+        module = re.sub(r"^visual\.", "model.visual.", module)
+    return module
+
+
 def to_ours(kind: str, array: Any) -> Any:
     """A published tensor, numpy or jax, in our layout."""
     return array if kind == "vector" else array.reshape(array.shape[0], -1).T

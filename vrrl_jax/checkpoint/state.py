@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -100,7 +100,7 @@ def _kinds(tree: Any) -> dict[str, str]:
     return {path_name(path): f"{a.dtype}{list(a.shape)}" for path, a in leaves}
 
 
-def restore_raw(manager: Any) -> dict[str, Any]:
+def restore_raw(manager: Any, part: Callable[[dict], dict] = lambda tree: tree) -> dict[str, Any]:
     """The newest checkpoint's arrays; see `read_arrays`.
 
     Raises:
@@ -110,19 +110,29 @@ def restore_raw(manager: Any) -> dict[str, Any]:
     if step is None:
         raise FileNotFoundError(f"{manager.directory}: holds no checkpoint")
     manager.wait_until_finished()
-    return read_arrays(pathlib.Path(manager.directory) / str(step) / "arrays")
+    return read_arrays(pathlib.Path(manager.directory) / str(step) / "arrays", part)
 
 
-def read_arrays(directory: pathlib.Path) -> dict[str, Any]:
+def read_arrays(
+    directory: pathlib.Path, part: Callable[[dict], dict] = lambda tree: tree
+) -> dict[str, Any]:
     """A tree that Orbax saved, as nested dicts of numpy arrays.
 
     It stays in the host's memory: the machine that wrote it may have had other devices.
+
+    Args:
+      directory: the tree's.
+      part: cuts the saved tree (with shapes for leaves) down to what is to be read.
     """
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as reader:
-        saved = reader.metadata(directory).item_metadata.tree
-        return reader.restore(directory, jax.tree.map(lambda a: np.empty(a.shape, a.dtype), saved))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        wanted = part(reader.metadata(directory).item_metadata.tree)
+        like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), wanted)
+        how = jax.tree.map(lambda a: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        return reader.restore(
+            directory, ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True)
+        )
 
 
 def _abstract(leaf: Any) -> Any:

@@ -21,8 +21,35 @@ IGNORED = frozenset(
         *("chunk_size_feed_forward", "id2label", "label2id", "tokens_per_second"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "vision_token_id"),
         *("max_window_layers", "sliding_window"),
+        "mrope_interleaved",  # the family decides, as in transformers
     )
 )
+
+# What transformers takes where a vision_config leaves a field out, as Qwen2.5-VL-32B's does.
+VISION_DEFAULTS = {
+    "qwen2_5_vl": {
+        "depth": 32,
+        "hidden_size": 3584,
+        "num_heads": 16,
+        "intermediate_size": 3420,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "out_hidden_size": 3584,
+        "window_size": 112,
+        "fullatt_block_indexes": (7, 15, 23, 31),
+    },
+    "qwen3_vl": {
+        "depth": 27,
+        "hidden_size": 1152,
+        "num_heads": 16,
+        "intermediate_size": 4304,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "out_hidden_size": 3584,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": (8, 16, 24),
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +141,9 @@ class ModelConfig:
 class _Section:
     """A JSON object that knows which of its fields were asked for."""
 
-    def __init__(self, fields: dict[str, Any], name: str):
+    def __init__(self, fields: dict[str, Any], name: str, defaults: dict[str, Any] | None = None):
         self.fields, self.name, self.read = fields, name, set()
+        self.defaults = defaults or {}
 
     def get(self, field: str, default: Any = None) -> Any:
         self.read.add(field)
@@ -123,7 +151,8 @@ class _Section:
         return default if value is None else value
 
     def need(self, field: str) -> Any:
-        value = self.get(field)
+        self.read.add(field)
+        value = self.fields.get(field, self.defaults.get(field))
         if value is None:
             raise ValueError(f"no field {self.name}{field}")
         return value
@@ -168,7 +197,7 @@ def _from_hf(raw: dict[str, Any]) -> ModelConfig:
         raise ValueError(
             "quantization_config: quantised checkpoints are not supported; load the bf16 one"
         )
-    vision = _Section(top.need("vision_config"), "vision_config.")
+    vision = _Section(top.need("vision_config"), "vision_config.", VISION_DEFAULTS[family])
     text = top
     if isinstance(top.get("text_config"), dict):
         text = _Section(raw["text_config"], "text_config.")
@@ -183,7 +212,9 @@ def _from_hf(raw: dict[str, Any]) -> ModelConfig:
             ("vision_end_token_id", 151653),
         )
     }
-    tied = top.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    # As in transformers: the top level decides; in Qwen2.5-VL either may say yes.
+    inner = bool(text.get("tie_word_embeddings", False))
+    tied = top.get("tie_word_embeddings", inner) or (inner and family == "qwen2_5_vl")
     vision.get("tie_word_embeddings")  # written by transformers, without a meaning there
     config = ModelConfig(
         text=_text(text, bool(tied), family), vision=_vision(vision, family), family=family, **ids
@@ -210,11 +241,15 @@ def _text(text: _Section, tied: bool, family: str) -> TextConfig:
     if strange := set(text.get("layer_types", ())) - {"full_attention"}:
         raise ValueError(f"{text.name}layer_types: {', '.join(sorted(strange))} not supported")
     heads, width = text.need("num_attention_heads"), text.need("hidden_size")
-    kv_heads = text.get("num_key_value_heads", heads)
-    # Fields that transformers leaves out of a saved file where they have its default.
+    # What a file leaves out has transformers' default; null means as many as query heads.
+    absent = "num_key_value_heads" not in text.fields
+    kv_heads = text.get("num_key_value_heads", (32 if qwen3 else 8) if absent else heads)
     head_dim = text.get("head_dim", 128 if qwen3 else width // heads)
     if heads % kv_heads:
-        raise ValueError(f"{text.name}num_attention_heads {heads} is no multiple of {kv_heads}")
+        raise ValueError(
+            f"{text.name}num_attention_heads {heads} is no multiple of "
+            f"num_key_value_heads {kv_heads}"
+        )
     theta, section, interleaved = _rope(text, head_dim, qwen3)
     return TextConfig(
         vocab_size=text.need("vocab_size"),
@@ -242,12 +277,10 @@ def _rope(text: _Section, head_dim: int, qwen3: bool) -> tuple[float, tuple[int,
     rope.must_be("type", "default", "mrope")
     fallback = text.get("rope_theta", 5e5 if qwen3 else 1e6)
     theta = float(rope.get("rope_theta", fallback))
-    # Implied by the family whatever the file says, as in transformers.
-    rope.get("mrope_interleaved")
-    section = tuple(rope.get("mrope_section", (24, 20, 20) if qwen3 else ()))
+    section = tuple(rope.get("mrope_section", (24, 20, 20) if qwen3 else (16, 24, 24)))
     if qwen3 and len(section) != 3:
         raise ValueError(f"{rope.name}mrope_section {list(section)} must have three entries")
-    if not section or len(section) % 3 or 2 * sum(section) != head_dim:
+    if len(section) % 3 or 2 * sum(section) != head_dim:
         raise ValueError(
             f"{rope.name}mrope_section {list(section)} must have sum head_dim/2={head_dim // 2}"
         )
@@ -286,7 +319,7 @@ def _vision(vision: _Section, family: str) -> VisionConfig:
             **shared,
         )
     table = vision.need("num_position_embeddings")
-    side, deepstack = round(table**0.5), tuple(vision.get("deepstack_visual_indexes", ()))
+    side, deepstack = round(table**0.5), tuple(vision.need("deepstack_visual_indexes"))
     if side * side != table:
         raise ValueError(f"vision_config.num_position_embeddings {table} is no square")
     if list(deepstack) != sorted(set(deepstack)) or not set(deepstack) <= set(range(layers)):

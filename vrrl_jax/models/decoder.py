@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vrrl_jax.models.config import TextConfig
-from vrrl_jax.models.layers import GatedMLP, RMSNorm, attend, rotate
+from vrrl_jax.models.layers import GatedMLP, Linear, RMSNorm, attend, rotate
 
 
 class DecoderBlock(nn.Module):
@@ -26,7 +26,7 @@ class DecoderBlock(nn.Module):
     def __call__(self, x, index, cos, sin, mask, deepstack=None, cache=None, offset=None):
         c = self.config
         b, t, _ = x.shape
-        dense = lambda n, name, bias: nn.Dense(n, use_bias=bias, dtype=self.dtype, name=name)
+        dense = lambda n, name, bias: Linear(n, use_bias=bias, dtype=self.dtype, name=name)
         h = RMSNorm(c.eps, self.dtype, name="input_layernorm")(x)
         q = dense(c.heads * c.head_dim, "q_proj", c.qkv_bias)(h).reshape(b, t, c.heads, -1)
         k = dense(c.kv_heads * c.head_dim, "k_proj", c.qkv_bias)(h).reshape(b, t, c.kv_heads, -1)

@@ -24,6 +24,25 @@ class RMSNorm(nn.Module):
         return (x * scale).astype(self.dtype)
 
 
+class Linear(nn.Dense):
+    """x W + b, and where the parameters hold an adapter, + s (x A) B (LoRA, arXiv 2106.09685).
+
+    An adapter is what `models.lora` put beside `kernel`: `lora_a` [in, rank], `lora_b` [rank, out]
+    and `lora_scale`. The base product is the same whether or not there is one.
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        y = super().__call__(x)
+        if not self.has_variable("params", "lora_a"):
+            return y
+        a, b, scale = (
+            self.get_variable("params", f"lora_{part}").astype(self.dtype)
+            for part in ("a", "b", "scale")
+        )
+        return y + scale * ((x.astype(self.dtype) @ a) @ b)
+
+
 class GatedMLP(nn.Module):
     """down(silu(gate x) * up x)."""
 
@@ -33,7 +52,7 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        dense = lambda n, name: nn.Dense(n, use_bias=self.bias, dtype=self.dtype, name=name)
+        dense = lambda n, name: Linear(n, use_bias=self.bias, dtype=self.dtype, name=name)
         gated = nn.silu(dense(self.intermediate, "gate_proj")(x))
         return dense(x.shape[-1], "down_proj")(gated * dense(self.intermediate, "up_proj")(x))
 

@@ -10,6 +10,7 @@ import numpy as np
 from vrrl_jax.models.config import VisionConfig
 from vrrl_jax.models.layers import (
     GatedMLP,
+    Linear,
     RMSNorm,
     attend,
     frame_attention,
@@ -31,7 +32,7 @@ class Block(nn.Module):
         c = self.config
         n, p, d = x.shape
         h = RMSNorm(EPS, self.dtype, name="norm1")(x)
-        qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(h).reshape(n, p, 3, c.heads, -1)
+        qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(h).reshape(n, p, 3, c.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
@@ -52,7 +53,7 @@ class Block(nn.Module):
             out = window_attention(q, k, v)
         else:
             out = jax.lax.cond(full, whole, window_attention, q, k, v)
-        x = x + nn.Dense(d, dtype=self.dtype, name="proj")(out)
+        x = x + Linear(d, dtype=self.dtype, name="proj")(out)
         h = RMSNorm(EPS, self.dtype, name="norm2")(x)
         return x + GatedMLP(c.intermediate, True, self.dtype, name="mlp")(h), None
 
@@ -82,6 +83,6 @@ class VisionTower(nn.Module):
         x, _ = blocks(c, self.dtype, name="blocks")(x, full, cos, sin, segments)
         x = RMSNorm(EPS, self.dtype, name="ln_q")(x)
         x = x.reshape(x.shape[0], -1, c.width * c.merge**2)
-        x = nn.Dense(c.width * c.merge**2, dtype=self.dtype, name="merger_0")(x)
+        x = Linear(c.width * c.merge**2, dtype=self.dtype, name="merger_0")(x)
         x = nn.gelu(x, approximate=False)  # the tanh form is off by 4e-3
-        return nn.Dense(c.out_width, dtype=self.dtype, name="merger_2")(x), None
+        return Linear(c.out_width, dtype=self.dtype, name="merger_2")(x), None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vrrl_jax.models.config import VisionConfig
-from vrrl_jax.models.layers import frame_attention, rotate, vision_angles
+from vrrl_jax.models.layers import Linear, frame_attention, rotate, vision_angles
 
 EPS = 1e-6  # fixed in the published architecture, no field of config.json
 
@@ -34,14 +34,14 @@ class Block(nn.Module):
         x, held = carry
         n, p, d = x.shape
         h = layer_norm(x, self.dtype, "norm1")
-        qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(h).reshape(n, p, 3, c.heads, -1)
+        qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(h).reshape(n, p, 3, c.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         out = frame_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, segments)
-        x = x + nn.Dense(d, dtype=self.dtype, name="proj")(out)
+        x = x + Linear(d, dtype=self.dtype, name="proj")(out)
         h = layer_norm(x, self.dtype, "norm2")
-        h = nn.Dense(c.intermediate, dtype=self.dtype, name="linear_fc1")(h)
+        h = Linear(c.intermediate, dtype=self.dtype, name="linear_fc1")(h)
         h = nn.gelu(h, approximate=True)
-        x = x + nn.Dense(d, dtype=self.dtype, name="linear_fc2")(h)
+        x = x + Linear(d, dtype=self.dtype, name="linear_fc2")(h)
         if held is not None:
             mine = jnp.arange(len(held)) == slot
             held = jnp.where(mine[:, None, None, None], x, held)
@@ -63,9 +63,9 @@ class Merger(nn.Module):
         x = join(x) if self.norm_joined else x
         x = layer_norm(x, self.dtype, "norm")
         x = x if self.norm_joined else join(x)
-        x = nn.Dense(joined, dtype=self.dtype, name="linear_fc1")(x)
+        x = Linear(joined, dtype=self.dtype, name="linear_fc1")(x)
         x = nn.gelu(x, approximate=False)  # the blocks have the tanh form, mergers the exact one
-        return nn.Dense(c.out_width, dtype=self.dtype, name="linear_fc2")(x)
+        return Linear(c.out_width, dtype=self.dtype, name="linear_fc2")(x)
 
 
 def position_weights(coords, side: int):

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 RULES: tuple[tuple[str, P], ...] = (
     (r"visual/patch_embed/kernel$", P("fsdp", None)),
     (r"visual/pos_embed/embedding$", P(None, "fsdp")),
+    # The intermediate width of the published towers, 3420, divides by nothing large.
+    (r"visual/blocks/.*(down_proj|linear_fc2)/kernel$", P(None, None, "fsdp")),
     (r"visual/(blocks|deepstack)/.*kernel$", P(None, "fsdp", None)),
     (r"visual/merger.*/kernel$", P("fsdp", None)),
     (r"visual/.*(scale|bias)$", P()),
@@ -25,6 +27,15 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(o_proj|mlp/down_proj)/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/.*scale$", P()),
     (r"norm/scale$", P()),
+    # Adapters: the long axis lies as in the kernel beside them.
+    (r"layers/(o_proj|mlp/down_proj)/lora_a$", P(None, "tensor", None)),
+    (r"layers/(o_proj|mlp/down_proj)/lora_b$", P(None, None, "fsdp")),
+    (r"layers/.*lora_a$", P(None, "fsdp", None)),
+    (r"layers/.*lora_b$", P(None, None, "tensor")),
+    (r"visual/(blocks|deepstack)/.*lora_a$", P(None, "fsdp", None)),
+    (r"visual/(blocks|deepstack)/.*lora_b$", P(None, None, "fsdp")),
+    (r"visual/merger.*lora_a$", P("fsdp", None)),
+    (r"visual/merger.*lora_b$", P(None, "fsdp")),
     (r"value_head/kernel$", P("fsdp", None)),
     (r"value_head/bias$", P()),
     # Muon's: the coefficients of its polynomial.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from vrrl_jax.models import policy as models
+from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.parallel.rules import param_shardings
 from vrrl_jax.rl import losses
@@ -34,7 +35,7 @@ class TrainState(NamedTuple):
     """What an optimizer step changes.
 
     Attributes:
-      params: float32 master parameters.
+      params: float32 master parameters that are trained; frozen ones stand beside the state.
       opt_state: of optax.
       step: int32 scalar, updates applied or skipped.
       bad_steps: int32 scalar, updates skipped in a row for a non-finite gradient.
@@ -72,7 +73,7 @@ class Programs(NamedTuple):
     """The jitted programs of an update; see `make_programs`."""
 
     zeros: Callable[[Params], Params]
-    accumulate: Callable[[Params, Params, Microbatch], tuple[Params, dict[str, Array]]]
+    accumulate: Callable[[Params, Params, Params, Microbatch], tuple[Params, dict[str, Array]]]
     apply: Callable[[TrainState, Params], tuple[TrainState, dict[str, Array]]]
 
 
@@ -110,8 +111,9 @@ def make_programs(
         # Otherwise a result lies as the compiler likes: gradients whole on every device.
         return jax.lax.with_sharding_constraint(tree, _shardings(policy, tree))
 
-    def accumulate(params, grads, microbatch):
-        (value, metrics), new = jax.value_and_grad(loss, has_aux=True)(params, microbatch)
+    def accumulate(params, frozen, grads, microbatch):
+        whole = lambda trained: loss(join_params(trained, frozen), microbatch)
+        (value, metrics), new = jax.value_and_grad(whole, has_aux=True)(params)
         return laid_out(jax.tree.map(jnp.add, grads, new)), metrics | {"loss": value}
 
     def apply(state, grads):
@@ -131,18 +133,25 @@ def make_programs(
 
     return Programs(
         zeros=jax.jit(lambda params: laid_out(jax.tree.map(jnp.zeros_like, params))),
-        accumulate=jax.jit(accumulate, donate_argnums=1),
+        accumulate=jax.jit(accumulate, donate_argnums=2),
         apply=jax.jit(apply, donate_argnums=0),
     )
 
 
 def run(
-    programs: Programs, state: TrainState, microbatches: list[Microbatch]
+    programs: Programs,
+    state: TrainState,
+    microbatches: list[Microbatch],
+    frozen: Params | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step over all microbatches; metrics stay on the device."""
+    """One optimizer step over all microbatches; metrics stay on the device.
+
+    Args:
+      frozen: parameters that get no gradient; with the state's they are the whole policy.
+    """
     grads, totals = programs.zeros(state.params), {}
     for microbatch in microbatches:
-        grads, metrics = programs.accumulate(state.params, grads, microbatch)
+        grads, metrics = programs.accumulate(state.params, frozen or {}, grads, microbatch)
         totals = {k: totals[k] + v if totals else v for k, v in metrics.items()}
     state, metrics = programs.apply(state, grads)
     return state, totals | metrics
