@@ -192,13 +192,12 @@ def held_bytes(tree: Any, mesh: Mesh | AbstractMesh | None, *, head_dim: int) ->
 
 def view_bytes(policy: Policy, params: Params) -> int:
     """The sampler's copy (`models.rollout_view`), laid out like the parameters. A tied head is in
-    it twice, once transposed; the final norm keeps its dtype."""
+    it twice, once transposed."""
     count = lambda tree: held_bytes(tree, policy.mesh, head_dim=policy.config.text.head_dim)
-    cast = {k: v for k, v in params.items() if k not in ("norm", "value_head")}
-    total = count(_as(cast, policy.dtype)) + count({"norm": params["norm"]})
-    if policy.config.text.tied:
-        total += count(_as({"embed_tokens": params["embed_tokens"]}, policy.dtype))
-    return total
+    shown = {k: v for k, v in params.items() if k != "value_head"}
+    cast = jax.eval_shape(functools.partial(models.narrow_params, policy), shown)
+    tied = {"embed_tokens": cast["embed_tokens"]} if policy.config.text.tied else {}
+    return count(cast) + count(tied)
 
 
 def cache_bytes(policy: Policy, rows: int, slots: int) -> int:

@@ -88,8 +88,8 @@ def test_unknown_or_absent_targets_are_errors(golden):
     policy, params, _ = golden
     with pytest.raises(ValueError, match=r"\['heads'\]: choose from decoder"):
         lora.add_lora(policy, params, rank=2, alpha=4.0, targets=("heads",), seed=0)
+    only = {"layers": params["layers"]}
     with pytest.raises(ValueError, match="name no projection"):
-        only = {"layers": params["layers"]}
         lora.add_lora(policy, only, rank=2, alpha=4.0, targets=("vision",), seed=0)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vrrl_jax.models.config import TextConfig
-from vrrl_jax.models.layers import GatedMLP, Linear, RMSNorm, attend, rotate
+from vrrl_jax.models.layers import GatedMLP, Linear, RMSNorm, attend, rotate, stacked
 
 
 class DecoderBlock(nn.Module):
@@ -64,12 +64,4 @@ def _add_features(x, index, features, source):
 
 def scanned(config: TextConfig, dtype: jnp.dtype, remat: bool) -> nn.Module:
     """All blocks as one scan over parameters stacked along a leading layer axis."""
-    block = nn.remat(DecoderBlock, prevent_cse=False) if remat else DecoderBlock
-    layers = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-        length=config.layers,
-    )
-    return layers(config, dtype)
+    return stacked(DecoderBlock, config.layers, remat, shared=4)(config, dtype)

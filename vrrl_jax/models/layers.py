@@ -57,6 +57,25 @@ class GatedMLP(nn.Module):
         return dense(x.shape[-1], "down_proj")(gated * dense(self.intermediate, "up_proj")(x))
 
 
+def stacked(block: type[nn.Module], length: int, remat: bool, shared: int) -> type[nn.Module]:
+    """A block scanned over `length` layers, parameters stacked along a leading axis.
+
+    It is called with what passes from layer to layer, one argument that has an entry a layer, and
+    `shared` more that are the same for all.
+
+    Args:
+      remat: compute activations anew in the backward pass.
+    """
+    block = nn.remat(block, prevent_cse=False) if remat else block
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, *(nn.broadcast,) * shared),
+        length=length,
+    )
+
+
 def text_angles(positions, config: TextConfig):
     """M-RoPE angles: which of time, height and width each frequency reads.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,12 +24,14 @@ from vrrl_jax.models.config import ModelConfig
 from vrrl_jax.models.decoder import DecoderBlock, scanned
 from vrrl_jax.models.layers import RMSNorm, text_angles
 from vrrl_jax.parallel.mesh import row_axes
+from vrrl_jax.parallel.rules import path_name
 from vrrl_jax.types import Array, Pictures, Rows
 
 Params = dict[str, Any]
 TOWERS = {"qwen2_5_vl": qwen2_5_vision.VisionTower, "qwen3_vl": qwen3_vision.VisionTower}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FLOAT32 = re.compile(r"norm|ln_q|pos_embed")  # what modules read as it is, whatever they compute in
 # Float32 logits of one chunk: 2**24 elements are 64 MB.
 CHUNK_ELEMENTS = 2**24
 
@@ -339,9 +342,19 @@ class View(NamedTuple):
     head: Array
 
 
+def narrow_params(policy: Policy, params: Params) -> Params:
+    """Parameters in the compute dtype. What modules read in float32, norms and learned positions,
+    stays as it is: the sampler rounds where training does, and nowhere else."""
+
+    def narrow(path, leaf):
+        return leaf if FLOAT32.search(path_name(path)) else leaf.astype(policy.dtype)
+
+    return jax.tree_util.tree_map_with_path(narrow, params)
+
+
 def rollout_view(policy: Policy, params: Params) -> View:
     """Casts and unstacks: the decode loop then slices no stacked weights on every token."""
-    cast = jax.tree.map(lambda a: a.astype(policy.dtype), params)
+    cast = narrow_params(policy, params)
     layers = tuple(
         jax.tree.map(lambda a, i=i: a[i], cast["layers"]) for i in range(policy.config.text.layers)
     )
@@ -349,7 +362,7 @@ def rollout_view(policy: Policy, params: Params) -> View:
         visual=cast["visual"],
         embedding=cast["embed_tokens"]["embedding"],
         layers=layers,
-        norm=params["norm"],
+        norm=cast["norm"],
         head=head_kernel(policy, cast),
     )
 

@@ -15,6 +15,7 @@ from vrrl_jax.models.layers import (
     attend,
     frame_attention,
     rotate,
+    stacked,
     vision_angles,
 )
 
@@ -72,14 +73,7 @@ class VisionTower(nn.Module):
         x = nn.Dense(c.width, use_bias=False, dtype=self.dtype, name="patch_embed")(patches)
         cos, sin = vision_angles(coords[..., :2], c.width // c.heads, c.rope_theta)
         full = jnp.asarray(np.isin(np.arange(c.layers), c.full_blocks))
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.layers,
-        )
+        blocks = stacked(Block, c.layers, self.remat, shared=3)
         x, _ = blocks(c, self.dtype, name="blocks")(x, full, cos, sin, segments)
         x = RMSNorm(EPS, self.dtype, name="ln_q")(x)
         x = x.reshape(x.shape[0], -1, c.width * c.merge**2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vrrl_jax.models.config import VisionConfig
-from vrrl_jax.models.layers import Linear, frame_attention, rotate, vision_angles
+from vrrl_jax.models.layers import Linear, frame_attention, rotate, stacked, vision_angles
 
 EPS = 1e-6  # fixed in the published architecture, no field of config.json
 
@@ -113,14 +113,7 @@ class VisionTower(nn.Module):
         slots = np.full(c.layers, -1, np.int32)
         slots[list(c.deepstack)] = np.arange(count)
         held = jnp.zeros((count, *x.shape), self.dtype) if count else None
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.layers,
-        )
+        blocks = stacked(Block, c.layers, self.remat, shared=3)
         (x, held), _ = blocks(c, self.dtype, name="blocks")(
             (x, held), jnp.asarray(slots), cos, sin, segments
         )
