@@ -273,6 +273,7 @@ BROKEN = [
     (None, "expected an object, got NoneType"),
     (record(layout=[[1, 2], [3, 4]]), "rows of characters"),
     (record(start_pos=2), "S is at 0, start says 2"),
+    (record(start_pos=0.5), "count cells, got [0.5, 3]"),
     ({"layout": ["SF", "FG"], "start_pos": 0}, "no field 'target_pos'"),
     (record(target_pos=float("inf")), "infinity"),
     (record(target_pos="three"), "invalid literal"),

@@ -8,6 +8,7 @@ are shown and never trained on.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 
 from vrrl_jax.data.frozenlake import ACTIONS, Map
@@ -134,7 +135,10 @@ def mistake(map: Map, rng: random.Random, earlier: list[tuple[str, ...]]) -> tup
         path = tuple(path)
         if path and path not in earlier and diagnose(map, path)[1] != "good":
             return path
-    return (rng.choice([a for a in ACTIONS if a not in map.optimal_actions(map.start)]),)
+    # The smallest maps run out of them: a wrong first step, repeated until it is new.
+    wrong = rng.choice([a for a in ACTIONS if a not in map.optimal_actions(map.start)])
+    lengths = itertools.count(1)
+    return next((wrong,) * n for n in lengths if (wrong,) * n not in earlier)
 
 
 def _straight(map: Map, rng: random.Random) -> list[str]:

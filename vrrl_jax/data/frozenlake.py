@@ -275,7 +275,7 @@ def _records(file: pathlib.Path) -> Iterator[tuple[str, Any]]:
         return
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(records, list):
         raise ValueError(f"{file}: expected a list of maps, got {type(records).__name__}")
@@ -313,7 +313,7 @@ def _json_or_text(answer: Any) -> Any:
     """The record in a cell; what can't be read stays as it is, to be skipped and named."""
     try:
         return json.loads(answer)
-    except (json.JSONDecodeError, TypeError):
+    except (json.JSONDecodeError, TypeError, RecursionError):
         return answer
 
 
@@ -324,7 +324,11 @@ def _to_map(record: Any) -> Map:
     for key in ("metadata", "map"):
         if isinstance(record.get(key), dict) and "layout" not in record:
             record = record[key]
-    map = Map(tuple(record["layout"]), int(record["start_pos"]), int(record["target_pos"]))
+    layout = tuple(record["layout"])
+    places = [record[name] for name in ("start_pos", "target_pos")]
+    if any(int(place) != float(place) for place in places):
+        raise ValueError(f"start_pos and target_pos count cells, got {places}")
+    map = Map(layout, *(int(place) for place in places))
     if not map.solvable:
         raise ValueError("the goal can't be reached from the start")
     return map
