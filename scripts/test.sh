@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with the test tools and runs the tests that are not marked slow.
 # Arguments go to pytest:  bash scripts/test.sh tests/rl -x      bash scripts/test.sh -m slow
+# VRRL_TEST_JOBS is how many processes share the tests (2).
 # VRRL_PARITY=1 also installs torch, for the tests that compare with it; without, they are skipped.
 # Needs Python 3.11 or later (PYTHON=/path/to/python3 chooses one). Safe to run again.
 set -euo pipefail
@@ -21,5 +22,7 @@ with open("pyproject.toml", "rb") as file:
     say "no torch here: the parity tests will be skipped"
 fi
 use_compilation_cache
-say "pytest -q -m 'not slow' $*"
-exec "$VENV/bin/python" -m pytest -q -m "not slow" "$@"
+# Most of the time goes into Python and compiling, one thread each: two processes share the files.
+jobs="${VRRL_TEST_JOBS:-2}"
+say "pytest -q -n $jobs --dist loadfile -m 'not slow' $*"
+exec "$VENV/bin/python" -m pytest -q -n "$jobs" --dist loadfile -m "not slow" "$@"

@@ -127,6 +127,7 @@ def test_training_is_the_same(configure, gradients, tiny_checkpoint, tmp_path, m
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_supervised_training_is_the_same(configure, gradients, tiny_checkpoint, tmp_path, capsys):
     alone = sft.main(configure(DEMONSTRATIONS, tmp_path / "alone"))
     assert "left whole" not in capsys.readouterr().out
