@@ -396,6 +396,7 @@ def test_a_muon_update_is_orthogonal_layer_by_layer(actor):
 
 def test_gradients_are_clipped_by_their_global_norm(actor):
     config = OptimizerConfig(learning_rate=1.0, grad_clip=0.5, weight_decay=0.0, eps=1e3)
+    config = dataclasses.replace(config, value_head_scale=1.0)
     tx = optimizer.make_optimizer(config, 10)
     grads = random_grads(actor[1])
     updates, _ = jax.jit(tx.update)(grads, tx.init(actor[1]), actor[1])
@@ -556,3 +557,13 @@ def test_minibatches_hold_whole_groups_and_every_episode_once(played):
     assert learn.minibatches(run_config(), played, 0, 0) == [list(range(6))]
     # Fewer groups than minibatches, after a filter: no empty step.
     assert learn.minibatches(run_config(minibatches=3), played[:2], 0, 0) == [[0, 1]]
+
+
+def test_the_value_head_learns_faster():
+    """AdamW's first step is the rate in every entry; the value head's is a multiple of it."""
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.0, eps=1e-12, value_head_scale=7.0)
+    tx = optimizer.make_optimizer(config, 10)
+    params = {"norm": {"scale": jnp.ones(3)}, "value_head": {"kernel": jnp.zeros((3, 1))}}
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["norm"]["scale"], -0.01, rtol=1e-5)
+    np.testing.assert_allclose(updates["value_head"]["kernel"], -0.07, rtol=1e-5)

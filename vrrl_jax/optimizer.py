@@ -73,6 +73,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         core = optax.adamw(
             rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
         )
+    clip = optax.identity()
     if config.grad_clip is not None:
-        core = optax.chain(optax.clip_by_global_norm(config.grad_clip), core)
-    return core
+        clip = optax.clip_by_global_norm(config.grad_clip)
+
+    def hasten(updates):
+        def scaled(path, update):
+            faster = path_name(path).startswith("value_head")
+            return update * config.value_head_scale if faster else update
+
+        return jax.tree_util.tree_map_with_path(scaled, updates)
+
+    return optax.chain(clip, core, optax.stateless(lambda updates, _: hasten(updates)))

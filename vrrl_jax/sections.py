@@ -230,6 +230,8 @@ class OptimizerConfig:
       decay_fraction: share of the run, at its end, over which the rate falls.
       b1, b2, eps, weight_decay: of AdamW; b1 and weight_decay are Muon's too.
       adam_scale: AdamW's rate as a multiple of Muon's.
+      value_head_scale: the value head's updates as a multiple of the others'. It starts at zero
+        beside a trained policy: at the policy's rate PPO would go without a critic for long.
       grad_clip: bound of the global gradient norm; None for none.
     """
 
@@ -243,11 +245,12 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     adam_scale: float = 1.0
+    value_head_scale: float = 10.0
     grad_clip: float | None = 1.0
 
     def __post_init__(self):
         at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay")  # 0: ratio checks
-        positive(self, "eps", "adam_scale", "grad_clip")
+        positive(self, "eps", "adam_scale", "value_head_scale", "grad_clip")
         share(self, "decay_fraction")
         for key in ("b1", "b2"):
             require(0 <= getattr(self, key) < 1, key, "must be at least 0 and under 1")
