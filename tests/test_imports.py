@@ -85,7 +85,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "processing": {"numpy", "PIL", "tokenizers", "jinja2", "transformers"},
     "models": JAX | {"flax"},
     "rollout": JAX,
-    "rewards": {"numpy", "math_verify"},
+    "rewards": {"numpy", "math_verify", "latex2sympy2_extended", "sympy"},
     "rl": JAX | {"chex"},
     "rl.update": {"optax"},
     "checkpoint": JAX | {"orbax", "safetensors", "yaml"},
@@ -93,7 +93,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
 NEVER = {"torch", "tensorflow"}
 # What is slow to import, or not always there, is imported where it is used.
 LAZY = {"orbax", "transformers", "tokenizers", "matplotlib", "tensorboardX", "tensorflow_datasets"}
-LAZY |= {"pyarrow", "gymnasium", "grain", "math_verify"}
+LAZY |= {"pyarrow", "gymnasium", "grain", "math_verify", "latex2sympy2_extended", "sympy"}
 
 
 def name_of(path: pathlib.Path) -> str:

@@ -261,6 +261,11 @@ def test_what_is_packed_comes_back(place, shape):
             np.testing.assert_array_equal(np.concatenate(got["coords"]), coords)
 
 
+def test_slots_are_whole_blocks():
+    with pytest.raises(ValueError, match="multiple of 16, such as 48"):
+        layout.pack_pictures([[]], WINDOWS, 1, 40)
+
+
 @pytest.mark.parametrize("place", [WINDOWS, WHOLE], ids=["windows", "whole"])
 def test_segments_separate_everything(place):
     """Within a row each sequence, within a slot each frame of each picture, has its own number."""

@@ -182,8 +182,13 @@ def pack_pictures(
       every picture the merged unit of its row that each of its tokens shows.
 
     Raises:
-      ValueError: a row's pictures don't fit.
+      ValueError: a row's pictures don't fit, or slots are no whole number of blocks.
     """
+    if patches % layout.block:
+        raise ValueError(
+            f"slots of {patches} patches: this vision tower needs a multiple of {layout.block}, "
+            f"such as {round_up(patches, layout.block)}"
+        )
     first = next((p for row in rows for p in row), None)
     features = 1 if first is None else first.patches.shape[-1]
     dtype = np.uint8 if first is None else first.patches.dtype

@@ -85,7 +85,9 @@ def chunk(at, piece, start):
     after, source = np.zeros(rows, np.int32), np.full((rows, width), -1, np.int32)
     pictures = None
     if width > 1:
-        packed = layout.pack_pictures([p for _, p in piece], place, 2, 160)
+        packed = layout.pack_pictures(
+            [p for _, p in piece], place, 2, layout.round_up(160, place.block)
+        )
         data, coords, segments, units = packed
         pictures = Pictures(data, coords, segments, source)
     for r, (ids, shown) in enumerate(piece):
