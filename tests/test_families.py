@@ -1,6 +1,7 @@
 """Qwen3-VL through every loop: what a run starts from, plays, learns and leaves behind."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 
 import vrrl_jax as vr
 from vrrl_jax import sft, testing, train
+from vrrl_jax.checkpoint import adapters
 from vrrl_jax.config import SftConfig, TrainConfig, load
 from vrrl_jax.log import read_metrics
+from vrrl_jax.models.lora import merge_lora
+from vrrl_jax.parallel.rules import path_name
 from vrrl_jax.rollout import episodes
 
 TRAIN = """
@@ -87,3 +91,28 @@ def test_qwen3_learns_from_demonstrations(checkpoint, tmp_path):
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
     assert losses[-1] < losses[0] - 0.3
     assert all(changed for _, changed in moved(checkpoint, run / "hf"))
+
+
+def test_adapters_learn_by_reinforcement(checkpoint, monkeypatch, tmp_path):
+    """The reference is the base under the adapters, and only they move."""
+    tags = ("FINAL", "ANSWER")
+    reply = lambda tag: f"<{tag}>right</{tag}>"
+    monkeypatch.setattr(episodes, "decode_text", lambda _, ids: reply(tags[sum(ids) % 2]))
+    solved = {"layout": ["SGF", "FFF", "FFF"], "start_pos": 0, "target_pos": 1}
+    other = {"layout": ["SFF", "GFF", "FFF"], "start_pos": 0, "target_pos": 3}
+    (tmp_path / "maps.json").write_text(json.dumps([solved, other] * 2))
+    overrides = ("policy.lora.rank=2", "policy.lora.targets=[attention,vision]")
+    overrides += (f"data.path={tmp_path}/maps.json",)
+    run = train.main(configure(checkpoint, TRAIN, TrainConfig, tmp_path / "run", *overrides))
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert all(line["ratio_deviation_first"] < 1e-4 for line in metrics)
+    assert metrics[0]["kl_reference"] == pytest.approx(0, abs=1e-6)
+    assert all(line["kl_reference"] > 1e-6 for line in metrics[1:])
+    for path, changed in moved(checkpoint, run / "hf"):
+        name = path_name(path)
+        adapted = re.search(r"(layers/[qkvo]_proj|visual/blocks/.*)/kernel$", name) is not None
+        assert changed is adapted, name
+    policy, params = vr.load_pretrained(checkpoint)
+    whole = merge_lora(adapters.load_adapter(run / "adapter", policy, params))
+    _, merged = vr.load_pretrained(run / "hf")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole, merged))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,9 +17,11 @@ class Rows(Sequence):
 
     labels: Mapping[str, tuple[str, ...]] = {}
 
+    @abc.abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many rows there are."""
 
+    @abc.abstractmethod
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Row i, 0 .. len - 1.
 
@@ -26,11 +29,10 @@ class Rows(Sequence):
           IndexError: there is no such row.
           ValueError: it can't be read.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def place(self, i: int) -> tuple[pathlib.Path, int]:
         """(file, row in that file from 0), for messages."""
-        raise NotImplementedError
 
     def scan(self) -> Iterator[dict[str, Any] | ValueError]:
         """All rows in order; in the place of one that can't be read, the error."""
