@@ -82,7 +82,14 @@ def alone() -> Place:
     return place()
 
 
-@pytest.fixture(scope="module", params=MESHES.values(), ids=MESHES.keys())
+# One mesh of two axes always, the others with the slow tests.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(m, id=n, marks=[] if n == "fsdp4-tensor2" else pytest.mark.slow)
+        for n, m in MESHES.items()
+    ],
+)
 def split(request) -> Place:
     return place(make_mesh(**request.param))
 
