@@ -11,12 +11,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from running import assert_same, lines, saved_arrays
 
 import vrrl_jax as vr
 from vrrl_jax import log as logs
 from vrrl_jax import sft, start, testing
 from vrrl_jax.checkpoint import adapters, convert
-from vrrl_jax.checkpoint import state as checkpoints
 from vrrl_jax.config import SftConfig, load
 from vrrl_jax.log import read_metrics
 from vrrl_jax.models.lora import is_adapter, merge_lora
@@ -55,26 +55,6 @@ def configure(tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(configure, tmp_path_factory) -> pathlib.Path:
     return sft.main(configure(tmp_path_factory.mktemp("run") / "whole"))
-
-
-def saved_arrays(run_dir):
-    with checkpoints.open_checkpoints(run_dir / "checkpoints") as saved:
-        return checkpoints.latest(saved), checkpoints.restore_raw(saved)
-
-
-def lines(run_dir):
-    return [
-        {k: v for k, v in line.items() if k not in INCIDENTAL}
-        for line in read_metrics(run_dir / "metrics.jsonl")
-    ]
-
-
-def assert_same(a, b):
-    flat, other = (jax.tree_util.tree_leaves_with_path(t) for t in (a, b))
-    assert [p for p, _ in flat] == [p for p, _ in other]
-    for (path, x), (_, y) in zip(flat, other, strict=True):
-        x, y = np.asarray(x), np.asarray(y)
-        assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -119,7 +99,7 @@ def test_a_killed_and_resumed_run_is_the_same_run(run, configure, tmp_path, monk
             sft.main(config)
     resumed = sft.main(config, resume=True)
     assert_same(saved_arrays(resumed)[1], saved_arrays(run)[1])
-    assert lines(resumed) == lines(run)
+    assert lines(resumed, INCIDENTAL) == lines(run, INCIDENTAL)
 
 
 def test_it_starts_from_a_checkpoint_and_evaluates(configure, tiny_checkpoint, tmp_path):

@@ -12,11 +12,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from running import assert_same, lines, saved_arrays
 
 import vrrl_jax as vr
 from vrrl_jax import label, train
 from vrrl_jax import log as logs
-from vrrl_jax.checkpoint import state as checkpoints
 from vrrl_jax.config import ConfigError, TrainConfig, load
 from vrrl_jax.log import read_metrics
 from vrrl_jax.rollout import episodes
@@ -95,27 +95,6 @@ def speaking():
 def run(configure, speaking, tmp_path_factory) -> pathlib.Path:
     """A run with turn masking, roll-in, filter and KL, never interrupted."""
     return train.main(configure(tmp_path_factory.mktemp("run") / "whole"))
-
-
-def saved_arrays(run_dir):
-    with checkpoints.open_checkpoints(run_dir / "checkpoints") as saved:
-        return checkpoints.latest(saved), checkpoints.restore_raw(saved)
-
-
-def lines(run_dir):
-    return [
-        {k: v for k, v in line.items() if k not in INCIDENTAL}
-        for line in read_metrics(run_dir / "metrics.jsonl")
-    ]
-
-
-def assert_same(a, b):
-    """Two trees of arrays, bit for bit."""
-    flat, other = (jax.tree_util.tree_leaves_with_path(t) for t in (a, b))
-    assert [p for p, _ in flat] == [p for p, _ in other]
-    for (path, x), (_, y) in zip(flat, other, strict=True):
-        x, y = np.asarray(x), np.asarray(y)
-        assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
 
 
 # --- mechanisms ----------------------------------------------------------------------------------
@@ -227,7 +206,7 @@ def test_a_killed_and_resumed_run_is_the_same_run(run, configure, tmp_path, monk
     """Killed between checkpoints: step 3 is done again, from the state after step 2."""
     resumed = killed_and_resumed(train.main, configure(tmp_path / "killed"), monkeypatch)
     assert_same(saved_arrays(resumed)[1], saved_arrays(run)[1])
-    assert lines(resumed) == lines(run)
+    assert lines(resumed, INCIDENTAL) == lines(run, INCIDENTAL)
     assert len((resumed / "command.txt").read_text().splitlines()) == 2
 
 
@@ -236,14 +215,14 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(run, configure, tmp_path
     train.main(configure(tmp_path / "short", "steps=2"))
     resumed = train.main(configure(tmp_path / "short"), resume=True)
     assert_same(saved_arrays(resumed)[1], saved_arrays(run)[1])
-    assert lines(resumed) == lines(run)
+    assert lines(resumed, INCIDENTAL) == lines(run, INCIDENTAL)
     assert (resumed / "config.0.yaml").is_file()
 
 
 def test_resuming_what_is_over_changes_nothing(run, configure):
-    before = lines(run), saved_arrays(run)
+    before = lines(run, INCIDENTAL), saved_arrays(run)
     assert train.main(configure(run), resume=True) == run
-    assert lines(run) == before[0]
+    assert lines(run, INCIDENTAL) == before[0]
     assert_same(saved_arrays(run)[1], before[1][1])
 
 
@@ -285,7 +264,7 @@ def test_a_process_killed_again_and_again_ends_with_the_same_bits(run, configure
     assert start("resume").wait() == 0
     whole, found = saved_arrays(run)[1], saved_arrays(killed)[1]
     assert_same(found, whole)
-    assert lines(killed) == lines(run)
+    assert lines(killed, INCIDENTAL) == lines(run, INCIDENTAL)
 
 
 # --- variants ------------------------------------------------------------------------------------
@@ -402,10 +381,10 @@ def test_what_cannot_run_fails_before_anything_is_written(
 
 
 def test_a_run_is_not_overwritten_and_nothing_is_not_resumed(run, configure, tmp_path):
-    before = lines(run)
+    before = lines(run, INCIDENTAL)
     with pytest.raises(FileExistsError, match="--resume"):
         train.main(configure(run))
-    assert lines(run) == before
+    assert lines(run, INCIDENTAL) == before
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         train.main(configure(tmp_path / "new"), resume=True)
 

@@ -155,31 +155,3 @@ def test_integer_weights_are_not_written(tmp_path):
     policy, params = vr.load_pretrained(GOLDENS / FAMILIES[0])
     with pytest.raises(ValueError, match="dtype int8"):
         vr.save_pretrained(tmp_path, policy, params, dtype="int8")
-
-
-# --- transformers --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{"max_shard_size": 20_000}, {"dtype": "bfloat16"}], ids=str)
-def test_qwen3_exports_load_in_transformers(tmp_path, options):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    torch.set_num_threads(1)
-    model = transformers.Qwen3VLForConditionalGeneration
-    source = GOLDENS / "qwen3_vl_tiny"
-    policy, params = vr.load_pretrained(source)
-    vr.save_pretrained(tmp_path, policy, params, **options)
-    ours, info = model.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
-    dtype = torch.bfloat16 if "dtype" in options else torch.float32
-    theirs = model.from_pretrained(source, dtype=dtype)
-    assert {p.dtype for p in ours.parameters()} == {dtype}
-    with np.load(source / "goldens.npz") as stored:
-        names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
-        inputs = {name: torch.from_numpy(stored[name]) for name in names}
-    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    inputs["mm_token_type_ids"] = (inputs["input_ids"] == 92).long()
-    with torch.no_grad():
-        logits = [m.eval()(**inputs).logits.float().numpy() for m in (ours, theirs)]
-    np.testing.assert_array_equal(*logits)
-    assert logits[0].std() > 1

@@ -154,20 +154,25 @@ def test_bad_shard_sizes_are_refused(size, tmp_path):
 @pytest.mark.parametrize(
     "options", [{}, {"max_shard_size": 20_000}, {"dtype": "bfloat16"}], ids=str
 )
-def test_exports_load_in_transformers(tmp_path, options):
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_exports_load_in_transformers(tmp_path, family, options):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.set_num_threads(1)
-    model = transformers.Qwen2_5_VLForConditionalGeneration
-    policy, params = vr.load_pretrained(TINY)
+    model = {
+        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+        "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+    }[family]
+    source = TINY.with_name(f"{family}_tiny")
+    policy, params = vr.load_pretrained(source)
     vr.save_pretrained(tmp_path, policy, params, **options)
     ours, info = model.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     dtype = torch.bfloat16 if "dtype" in options else torch.float32
-    theirs = model.from_pretrained(TINY, dtype=dtype)
+    theirs = model.from_pretrained(source, dtype=dtype)
     assert {p.dtype for p in ours.parameters()} == {dtype}
 
-    with np.load(TINY / "goldens.npz") as stored:
+    with np.load(source / "goldens.npz") as stored:
         names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
         inputs = {name: torch.from_numpy(stored[name]) for name in names}
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)

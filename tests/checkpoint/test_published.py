@@ -1,6 +1,7 @@
 """The published sizes, without their weights: our tensors are those that transformers creates."""
 
 import json
+import math
 import pathlib
 
 import pytest
@@ -57,4 +58,5 @@ def test_names_and_shapes(name, tmp_path):
         assert names.canonical(key, policy.config) == on_disk(key, family)
     raw = json.loads(FILES[name].read_text())
     assert ("lm_head.weight" in ours) != raw["tie_word_embeddings"]
-    print(f"{name}: {len(ours)} tensors, {sum(map(names.size, tensors)) / 1e9:.2f}e9 parameters")
+    count = sum(math.prod(shape) for shape in ours.values())
+    print(f"{name}: {len(ours)} tensors, {count / 1e9:.2f}e9 parameters")

@@ -10,6 +10,7 @@ import yaml
 
 from vrrl_jax.checkpoint import hf, weights
 from vrrl_jax.checkpoint import state as checkpoints
+from vrrl_jax.config import LoraConfig
 from vrrl_jax.models.lora import join_params, with_scale
 from vrrl_jax.models.policy import Params
 
@@ -101,12 +102,12 @@ def read_params(path: pathlib.Path) -> tuple[Params, str, bool]:
         config = pathlib.Path(policy["config"])
         origin = str(config.parent if config.name == "config.json" else config)
     value_head = "value_head" in params
-    adapters = policy.get("lora") or {}
-    if adapters.get("rank") or policy.get("freeze_vision"):
+    lora = LoraConfig(**policy.get("lora") or {})
+    if lora.rank or policy.get("freeze_vision"):
         # The checkpoint holds what was trained; the rest is where the run took it from.
         _, frozen = hf.load_pretrained(origin, policy.get("dtype", "float32"))
-        if rank := adapters.get("rank"):
-            params = with_scale(params, (adapters.get("alpha") or 2.0 * rank) / rank)
+        if lora.rank:
+            params = with_scale(params, lora.scaling)
         params = join_params(params, frozen)
     return params, origin, value_head
 

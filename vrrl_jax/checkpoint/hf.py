@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from vrrl_jax.checkpoint import names, weights
 from vrrl_jax.models.config import ModelConfig, from_hf
-from vrrl_jax.models.lora import has_lora, merge_lora
+from vrrl_jax.models.lora import merge_lora
 from vrrl_jax.models.policy import CLIP_MEAN, CLIP_STD, Params, Policy, abstract_params
 from vrrl_jax.parallel.mesh import canonical
 from vrrl_jax.parallel.rules import check_heads, param_shardings
@@ -112,12 +112,12 @@ def load_policy(
       ValueError: unsupported configuration, or a mesh that the policy can't be split over.
     """
     path = resolve(directory)
-    config = from_hf(weights.read_json(path / "config.json"), str(path / "config.json"))
+    raw = weights.read_json(path / "config.json")
+    config = from_hf(raw, str(path / "config.json"))
     if mesh is not None:
         mesh = canonical(mesh)
         check_heads(mesh, config.text.heads)
     generation = weights.read_json(path / "generation_config.json", {})
-    raw = weights.read_json(path / "config.json")
     places = (generation, raw, raw.get("text_config") or {})
     stop = next((p["eos_token_id"] for p in places if p.get("eos_token_id") is not None), ())
     # transformers 5 may save a processor as one file; where both are there, it reads that one.
@@ -237,7 +237,7 @@ def save_pretrained(
     source = resolve(source or policy.directory or "")
     path = pathlib.Path(directory).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    flat = dict(_flatten(merge_lora(params) if has_lora(params) else params))
+    flat = dict(_flatten(merge_lora(params)))
     written = jnp.dtype(dtype or flat["norm/scale"].dtype)
     if written not in map(jnp.dtype, weights.FLOATS.values()):
         raise ValueError(f"dtype {written.name}: weights are written as float32 or bfloat16")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -160,8 +159,3 @@ def to_ours(kind: str, array: Any) -> Any:
 def to_published(tensor: Tensor, array: Any) -> Any:
     """The reverse."""
     return array if tensor.kind == "vector" else array.T.reshape(tensor.shape)
-
-
-def size(tensor: Tensor) -> int:
-    """Its number of elements."""
-    return math.prod(tensor.shape)
