@@ -1,15 +1,16 @@
-"""Writes the tokenizer, chat template and image settings of the shipped nano policy.
+"""Writes the tokenizer, chat template and image settings of the shipped nano policies.
 
-    python scripts/make_nano_tokenizer.py [directory]
+    python scripts/make_nano_tokenizer.py [nano | nano-tables | nano-charts | ...] [directory]
 
 Deterministic: nothing is trained. The vocabulary is Qwen's byte alphabet, the merges that make each
-word of the game one token, Qwen's special tokens in Qwen's order, and the tags and numbers of a
+word of the task one token, Qwen's special tokens in Qwen's order, and the tags and numbers of a
 reply. The directory loads as a Qwen2Tokenizer in transformers.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -22,6 +23,10 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
 )
+
+from vrrl_jax.data import charts, table_topics
+from vrrl_jax.data.grounding_demonstrations import WORDS
+from vrrl_jax.data.question_demonstrations import TOKENS
 
 SPECIAL = [
     "<|endoftext|>",
@@ -42,13 +47,63 @@ SPECIAL = [
 TAGS = ["<ANSWER>", "</ANSWER>", "<FINAL>", "</FINAL>", "<THINK>", "</THINK>"]
 # A role and its newline are one token: two tokens less a turn, of about forty.
 HEADERS = ["user\n", "assistant\n"]
-# Steps of a path. Qwen's split keeps digits and spaces apart, so no merge could make these.
-NUMBERS = [f" {number}" for number in range(1, 37)]
-WORDS = (
+ROLES = ["user", "assistant", "system"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What a task's chats are made of, one token each.
+
+    Attributes:
+      words: texts that Qwen's split leaves whole.
+      whole: texts that it takes apart, such as numbers: added tokens.
+    """
+
+    words: list[str]
+    whole: list[str]
+
+
+NAVIGATION = Vocabulary(
     ["left", "right", "up", "down", " left", " right", " up", " down"]
-    + ["user", "assistant", "system", "Solve", "Verify"]
-    + [" step", " hole", " off", " short", " over", " detour", " good"]
+    + [*ROLES, "Solve", "Verify"]
+    + [" step", " hole", " off", " short", " over", " detour", " good"],
+    # Steps of a path.
+    [f" {number}" for number in range(1, 37)],
 )
+
+
+def grounding() -> Vocabulary:
+    """Questions about small tables and charts, and places in them."""
+    letters = table_topics.topic("letters")
+    names = {*letters.rows, *(column.name for column in letters.columns), letters.stub}
+    names |= {word for word in charts.NANO_WORDS if len(word) == 1}
+    asked = ["ID", " of", "highest", "lowest", *(f" {name}" for name in sorted(names))]
+    words = [*ROLES, "Verify", "Read", *asked, *(f" {word}" for word in WORDS)]
+    return Vocabulary(words, [f" {number}" for number in range(0, 169)])
+
+
+def questions() -> Vocabulary:
+    """Questions about drawn shapes, steps towards their answers, second thoughts."""
+    # Single signs are tokens anyway; added, they would cut words apart.
+    longer = [token for token in TOKENS if len(token) > 1]
+    plain = [token for token in longer if token.strip().isalpha()]
+    return Vocabulary([*ROLES, *plain], [token for token in longer if token not in plain])
+
+
+def tables() -> Vocabulary:
+    """The same for tables whose names differ in length."""
+    shared, lengths = grounding(), table_topics.topic("lengths")
+    names = [*lengths.rows, *(column.name for column in lengths.columns)]
+    longer = [form for name in names if len(name) > 1 for form in (name, f" {name}")]
+    return Vocabulary(shared.words, [*shared.whole, *longer, "row", " column"])
+
+
+VOCABULARIES = {
+    "nano": lambda: NAVIGATION,
+    "nano-tables": tables,
+    "nano-charts": grounding,
+    "nano-questions": questions,
+}
 # Qwen2's own; transformers puts it in place whatever tokenizer.json says.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -107,14 +162,14 @@ def build_merges(words: list[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def build() -> Tokenizer:
+def build(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer: bytes, words, special tokens, tags, headers, numbers, in order of ids."""
-    merges = build_merges(WORDS)
+    merges = build_merges(vocabulary.words)
     symbols = byte_symbols() + [left + right for left, right in merges]
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-    if len(vocabulary) != len(symbols):
+    ids = {symbol: i for i, symbol in enumerate(symbols)}
+    if len(ids) != len(symbols):
         raise AssertionError("a merge is listed twice")
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -125,14 +180,17 @@ def build() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens(
-        [AddedToken(t, special=False, normalized=False) for t in [*TAGS, *HEADERS, *NUMBERS]]
+        [
+            AddedToken(t, special=False, normalized=False)
+            for t in [*TAGS, *HEADERS, *vocabulary.whole]
+        ]
     )
     return tokenizer
 
 
-def write(directory: pathlib.Path) -> Tokenizer:
+def write(directory: pathlib.Path, vocabulary: Vocabulary) -> Tokenizer:
     """Writes the directory's files; existing ones of the same names are replaced."""
-    tokenizer = build()
+    tokenizer = build(vocabulary)
     directory.mkdir(parents=True, exist_ok=True)
     end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
     files = {
@@ -178,11 +236,15 @@ def write(directory: pathlib.Path) -> Tokenizer:
 def main() -> None:
     package = pathlib.Path(__file__).resolve().parent.parent / "vrrl_jax"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", nargs="?", type=pathlib.Path, default=package / "assets/nano")
-    directory = parser.parse_args().directory
-    tokenizer = write(directory)
+    parser.add_argument("policy", nargs="?", choices=sorted(VOCABULARIES), default="nano")
+    parser.add_argument("directory", nargs="?", type=pathlib.Path, help="default: its assets")
+    args = parser.parse_args()
+    directory = args.directory or package / "assets" / args.policy
+    vocabulary = VOCABULARIES[args.policy]()
+    tokenizer = write(directory, vocabulary)
     print(f"{directory}: {tokenizer.get_vocab_size()} tokens")
-    for text in [*WORDS, "\n", " ", *"0123456789", *SPECIAL, *TAGS, *HEADERS, *NUMBERS]:
+    known = [*vocabulary.words, *SPECIAL, *TAGS, *HEADERS, *vocabulary.whole]
+    for text in [*known, "\n", " ", *"0123456789"]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) != 1:
             raise AssertionError(f"{text!r} is {len(ids)} tokens")

@@ -46,7 +46,7 @@ def main() -> None:
             recipe: [pool.submit(run, recipe, seed, overrides, environment) for seed in args.seeds]
             for recipe in recipes
         }
-    parts = []
+    parts, after = [], {}
     for recipe in recipes:
         runs = [future.result() for future in started[recipe]]
         tables = [json.loads((r / "evaluation_final.json").read_text())[0] for r in runs]
@@ -54,6 +54,9 @@ def main() -> None:
         generated = [last_metric(r, "episodes_generated") for r in runs]
         text = markdown(recipe, overrides, args.seeds, tables, minutes, generated, args.jobs)
         parts.append(text)
+        after[recipe] = tables
+        if recipe != recipes[0]:
+            parts.append(difference(recipes[0], recipe, after[recipes[0]], tables))
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text("\n".join(parts))
     print(args.output.read_text())
@@ -93,30 +96,55 @@ def interval(values: list[float]) -> float:
 def markdown(recipe, overrides, seeds, tables, minutes, generated, jobs) -> str:
     """A section with one row a split and sampling, means over seeds."""
     together = f" ({jobs} runs at a time)" if jobs > 1 else ""
+    noun = list(tables[0]["rows"][0])[2]
+    columns = [c for c in COLUMNS if c in tables[0]["rows"][0]]
     lines = [
         f"## {recipe}",
         "",
         f"`vrrl train {' '.join([recipe, *overrides])} seed=N`, seeds {seeds}: "
         f"{statistics.mean(minutes):.1f} minutes{together} and {statistics.mean(generated):,.0f} "
-        "generated episodes a run. Success in percent of maps, mean over seeds; 95% intervals over "
-        "seeds.",
+        f"generated episodes a run. Success in percent of {noun}, mean over seeds; 95% intervals "
+        "over seeds.",
         "",
-        "| split | sampling | maps | " + " | ".join(COLUMNS) + " | gain by seed |",
-        "|---|---|--:|" + "--:|" * (len(COLUMNS) + 1),
+        f"| split | sampling | {noun} | " + " | ".join(columns) + " | gain by seed |",
+        "|---|---|--:|" + "--:|" * (len(columns) + 1),
     ]
     for rows in zip(*(table["rows"] for table in tables), strict=True):
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             values = [row[column] for row in rows]
             spread = f" ± {interval(values):.1f}" if column in ("after", "gain") else ""
             cells.append(f"{statistics.mean(values):.1f}{spread}")
         by_seed = ", ".join(f"{row['gain']:+.1f}" for row in rows)
         first = rows[0]
         lines.append(
-            f"| {first['split']} | {first['sampling']} | {first['maps']} | "
+            f"| {first['split']} | {first['sampling']} | {first[noun]} | "
             + " | ".join(cells)
             + f" | {by_seed} |"
         )
+    return "\n".join([*lines, ""])
+
+
+def difference(one: str, other: str, ours: list[dict], theirs: list[dict]) -> str:
+    """How success after training differs between two recipes, paired by seed."""
+    lines = [
+        f"### {pathlib.Path(other).stem} minus {pathlib.Path(one).stem}",
+        "",
+        "Success after training, points, paired by seed; 95% intervals over seeds.",
+        "",
+        "| split | sampling | difference | by seed |",
+        "|---|---|--:|--:|",
+    ]
+    pairs = zip(
+        zip(*(table["rows"] for table in ours), strict=True),
+        zip(*(table["rows"] for table in theirs), strict=True),
+        strict=True,
+    )
+    for a, b in pairs:
+        apart = [y["after"] - x["after"] for x, y in zip(a, b, strict=True)]
+        by_seed = ", ".join(f"{value:+.1f}" for value in apart)
+        mean = f"{statistics.mean(apart):+.1f} ± {interval(apart):.1f}"
+        lines.append(f"| {a[0]['split']} | {a[0]['sampling']} | {mean} | {by_seed} |")
     return "\n".join([*lines, ""])
 
 

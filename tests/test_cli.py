@@ -225,6 +225,9 @@ def test_dtype_and_shards_are_the_caller_s(tiny_checkpoint, place, capsys):
         (["sft", "tiny_sft.yaml", "policy.config=nowhere/config.json"], "nowhere"),
         (["eval", "nowhere"], "nowhere"),
         (["eval", "bare"], "--config"),
+        (["eval", "missing.yaml"], "missing.yaml"),
+        (["data", "inspect", "nowhere", "--mapper", "chartqa"], "nowhere"),
+        (["data", "build", "tabels", "there"], "tabels"),
         (["generate", "nowhere", "--prompt", "Solve"], "nowhere"),
         (["generate", "CHECKPOINT", "--prompt", "Solve", "--image", "nowhere.png"], "nowhere.png"),
         (["generate", "CHECKPOINT", "--prompt", "Solve", "--image", "broken.png"], "broken.png"),
@@ -269,7 +272,8 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["fly"], ["train"], ["generate", "nano"], ["convert", "sideways", "a", "b"]]
+    "argv",
+    [[], ["fly"], ["train"], ["data"], ["generate", "nano"], ["convert", "sideways", "a", "b"]],
 )
 def test_a_command_that_cannot_be_read_is_a_usage_error(argv, capsys):
     with pytest.raises(SystemExit) as stopped:

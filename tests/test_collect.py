@@ -6,6 +6,7 @@ import pytest
 
 from vrrl_jax import collect
 from vrrl_jax.config import FilterConfig, ModesConfig, RollInConfig
+from vrrl_jax.data.mixture import Mixture, Numbered
 from vrrl_jax.rl import prefix_buffer
 from vrrl_jax.types import Episode
 
@@ -44,17 +45,35 @@ def episode(question, group=0, sample=0, turns=3, right=True, mode="normal", cle
 def test_every_epoch_asks_every_question_once_in_its_own_order():
     cursor, asked = 0, []
     for _ in range(9):
-        ids, cursor = collect.next_questions(7, 10, cursor, 4)
+        ids, cursor = collect.next_questions(7, range(10), cursor, 4)
         asked += ids
     assert cursor == 36
     epochs = [asked[i : i + 10] for i in range(0, 30, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     # From any position on it is the same stream.
-    assert collect.next_questions(7, 10, 8, 5) == (asked[8:13], 13)
-    assert collect.next_questions(8, 10, 0, 10)[0] != asked[:10]
+    assert collect.next_questions(7, range(10), 8, 5) == (asked[8:13], 13)
+    assert collect.next_questions(8, range(10), 0, 10)[0] != asked[:10]
     # More questions than there are.
-    assert sorted(collect.next_questions(7, 3, 0, 6)[0]) == [0, 0, 1, 1, 2, 2]
+    assert sorted(collect.next_questions(7, range(3), 0, 6)[0]) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 3.0)])
+def test_a_mixture_asks_in_its_own_order_and_goes_on_from_anywhere(weights):
+    sources = (("few", ["a", "b", "c"]), ("many", [str(i) for i in range(9)]))
+    mixture = Mixture(sources, weights, seed=4)
+    examples = Numbered(mixture)
+    stream = [mixture[position] for position in range(40)]
+    cursor, asked = 0, []
+    while cursor < 40:
+        # The run's seed has no say: the mixture has its own.
+        ids, cursor = collect.next_questions(cursor, examples, cursor, 8)
+        asked += ids
+    assert [examples[i] for i in asked] == stream and cursor == 40
+    assert collect.next_questions(7, examples, 13, 9) == (asked[13:22], 22)
+    assert {i for i in asked if i < 3} == {0, 1, 2} and max(asked) <= 11
+    if weights:
+        assert [sum(i < 3 for i in asked[k : k + 4]) for k in range(0, 40, 4)] == [1] * 10
 
 
 def test_keys_differ_by_purpose_step_and_try():

@@ -244,7 +244,7 @@ def test_resolved_configurations_round_trip(recipe, cls):
 )
 def test_any_number_and_text_round_trips(tmp_path_factory, rate, text):
     optimizer = c.OptimizerConfig(learning_rate=rate)
-    config = c.TrainConfig(optimizer=optimizer, env=c.EnvConfig(question=text))
+    config = c.TrainConfig(optimizer=optimizer, env=c.NavigationEnv(question=text))
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(c.to_yaml(config), encoding="utf-8")
     assert c.load(path, (), c.TrainConfig) == config

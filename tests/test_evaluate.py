@@ -8,20 +8,23 @@ import pytest
 
 from vrrl_jax import evaluate, testing
 from vrrl_jax.config import (
-    EnvConfig,
-    EvalConfig,
-    RewardConfig,
+    NavigationEval,
     RolloutConfig,
     SftConfig,
     TrainConfig,
 )
 from vrrl_jax.data import frozenlake
-from vrrl_jax.evaluate import METRICS, Scores
+from vrrl_jax.evaluate import Scores
 from vrrl_jax.rewards import frozenlake as rewards
 from vrrl_jax.rollout import engine, episodes
+from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.rollout.sampling import Sampling
+from vrrl_jax.task_sections import QuestionsData, QuestionsEval, QuestionsReward
+from vrrl_jax.tasks import Examples
+from vrrl_jax.tasks.navigation import METRICS
+from vrrl_jax.tasks.questions import Questions
 
-ENV = EnvConfig(cell=28, max_turns=3, question="Solve", verify="Verify")
+TASK = testing.tiny_task(3)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,8 @@ def scores(maps, seed, samples=3, temperatures=(0.0, 1.0)) -> Scores:
         figures[temperature] = {
             metric: np.array([[e[metric] for e in row] for row in played]) for metric in METRICS
         }
-    return Scores(maps, (3, 4), figures)
+    labels = tuple(f"{map.size}x{map.size}" for map in maps)
+    return Scores(Examples(maps, labels, frozenset({"3x3", "4x4"})), "maps", figures)
 
 
 # --- intervals -----------------------------------------------------------------------------------
@@ -147,6 +151,58 @@ def test_the_gain_is_turn_one_plus_revision_plus_format(maps):
     assert all(row["gain"] == row["+-95%"] == 0 for row in same)
 
 
+QUESTIONS = Questions(
+    QuestionsData(preset="nano"),
+    reward=QuestionsReward(style="r1"),
+    eval=QuestionsEval(count=16),
+)
+
+
+def answered(seed) -> Scores:
+    """What the reward of single questions says about right, wrong and formless replies."""
+    rng = np.random.default_rng(seed)
+    examples = QUESTIONS.evaluation()
+    figures = {0.0: [], 1.0: []}
+    for example in examples.examples:
+        right = f"<think>so</think> <answer>{example.answer}</answer>"
+        replies = [right, "<think>so</think> <answer>none</answer>", example.answer]
+        for temperature, samples in ((0.0, 1), (1.0, 3)):
+            said = [replies[rng.integers(3)] for _ in range(samples)]
+            figures[temperature].append(
+                [QUESTIONS.score((text,), example, Group(0, example)) for text in said]
+            )
+    figures = {
+        temperature: {
+            metric: np.array([[e[metric] for e in row] for row in rows])
+            for metric in QUESTIONS.metrics
+        }
+        for temperature, rows in figures.items()
+    }
+    return Scores(examples, "questions", figures)
+
+
+def test_a_task_without_turns_has_tables_of_its_own_figures(capsys):
+    before, after = answered(0), answered(1)
+    greedy, sampled = evaluate.tables(after)
+    for table, figures in ((greedy, after.figures[0.0]), (sampled, after.figures[1.0])):
+        assert [row["split"] for row in table["rows"]] == ["OOD", "in-domain", "all"]
+        row = table["rows"][-1]
+        assert row["questions"] == len(after.examples.examples)
+        assert row["success"] == pytest.approx(figures["success"].mean(), abs=1e-4)
+        # The interval is that of success: there is no other final answer.
+        half = evaluate.half_interval(figures["success"])
+        assert row["+-95%"] == pytest.approx(half, abs=1e-4)
+        assert "turn1_em" not in row and {"format", "read", "waits"} <= set(row)
+    for row in evaluate.comparison(before, after)["rows"]:
+        assert not {"turn-1 before", "of turn 1", "of revision"} & set(row)
+        assert row["gain"] == pytest.approx(row["after"] - row["before"], abs=0.11)
+    same = evaluate.comparison(after, after)["rows"]
+    assert all(row["gain"] == row["+-95%"] == row["of format"] == 0 for row in same)
+    evaluate.show(evaluate.brief(after, "a policy"))
+    shown = capsys.readouterr().out
+    assert "success" in shown and "format" in shown and "turn1" not in shown
+
+
 def test_saved_tables_are_json_without_nan(maps, tmp_path):
     found = scores(maps[:1], 0)
     path = tmp_path / "new" / "tables.json"
@@ -193,10 +249,10 @@ def test_maps_come_back_in_order_whatever_the_batch(tiny, tiny_processor, monkey
         return evaluate.play(
             *tiny,
             tiny_processor,
+            TASK,
             maps,
             settings,
-            ENV,
-            RewardConfig(),
+            TASK.score,
             progress=lambda *a: done.append(a),
         )
 
@@ -206,24 +262,24 @@ def test_maps_come_back_in_order_whatever_the_batch(tiny, tiny_processor, monkey
     # The last batch was filled up with copies: they neither come back nor change the rest.
     for a, b in zip(small, whole, strict=True):
         assert a.tokens.tolist() == b.tokens.tolist()
-    with_seed = evaluate.play(*tiny, tiny_processor, maps, settings, ENV, RewardConfig(), seed=1)
+    with_seed = evaluate.play(*tiny, tiny_processor, TASK, maps, settings, TASK.score, seed=1)
     assert any(
         a.tokens.tolist() != b.tokens.tolist() for a, b in zip(whole, with_seed, strict=True)
     )
 
 
 def test_measuring_plays_greedy_once_and_sampled_often(tiny, tiny_processor):
-    maps = testing.tiny_maps(5)
-    config = EvalConfig(temperatures=(0.0, 1.0), samples=2, levels=(3,), in_domain=(3,))
+    examples = Examples(testing.tiny_maps(5), ("3x3",) * 5, frozenset({"3x3"}))
+    config = NavigationEval(temperatures=(0.0, 1.0), samples=2)
     told = []
     found = evaluate.measure(
         *tiny,
         tiny_processor,
-        maps,
+        TASK,
+        examples,
         config,
-        ENV,
         RolloutConfig(max_new_tokens=4),
-        RewardConfig(),
+        3,
         progress=lambda *a: told.append(a),
     )
     assert told == [("greedy", 5, 5), ("T=1", 5, 5)]
@@ -237,35 +293,6 @@ def test_measuring_plays_greedy_once_and_sampled_often(tiny, tiny_processor):
     assert len(view.layers) == 2  # measuring left the parameters usable
 
 
-def test_evaluation_maps_are_even_over_levels_and_disjoint(tmp_path):
-    config = EvalConfig(count=10, levels=(3, 4, 5), seed=5)
-    first = evaluate.evaluation_maps(config)
-    assert [m.size for m in first] == [3] * 4 + [4] * 4 + [5] * 4
-    banned = frozenset(m.key for m in first)
-    assert not banned & {m.key for m in evaluate.evaluation_maps(config, banned)}
-    assert [m.key for m in evaluate.evaluation_maps(config)] == [m.key for m in first]
-    path = tmp_path / "maps.json"
-    records = [
-        {"layout": m.layout, "start_pos": m.start, "target_pos": m.target} for m in first[:3]
-    ]
-    path.write_text(json.dumps(records))
-    published = evaluate.evaluation_maps(EvalConfig(path=str(path)), banned)
-    assert [m.key for m in published] == [m.key for m in first[:3]]
-
-
-def test_the_scorer_passes_on_every_option():
-    map = frozenlake.Map(("SFG", "FFF", "FFF"), 0, 2)
-    turns = ["<ANSWER>down</ANSWER>", "<THINK>x</THINK><ANSWER>right right</ANSWER>"]
-    turns.append("<FINAL>right right</FINAL>")
-    wrong = episodes.Group(0, map, "roll_in", (np.zeros(1, np.int32),))
-    plain = evaluate.scorer(RewardConfig())(turns, map, wrong)
-    assert plain == rewards.score(turns, map, prefix_turns=1)
-    options = RewardConfig(correct_value=2.0, step_cost=0.25)
-    found = evaluate.scorer(options, 0.5)(turns, map, wrong)
-    assert found["decision"] == 0.5 and plain["decision"] == 0
-    assert found["total"] == pytest.approx(plain["total"] + 1 - 0.24 + 0.5)
-
-
 def test_a_recipe_of_either_kind_is_read(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("env: {cell: 28}\n")
@@ -273,11 +300,3 @@ def test_a_recipe_of_either_kind_is_read(tmp_path):
     assert isinstance(config, TrainConfig) and config.eval.count == 3
     path.write_text("env: {cell: 28}\ndemonstrations: {max_turns: 2}\n")
     assert isinstance(evaluate.load_recipe(path, []), SftConfig)
-
-
-def test_environment_texts_default_to_its_own():
-    board = evaluate.environment(EnvConfig(cell=20, question="Solve"))
-    assert board.settings.cell == 20 and board.settings.question == "Solve"
-    assert "verify" not in board.settings.verify and len(board.settings.verify) > 50
-    # What a run plays and what the library offers are one environment.
-    assert evaluate.environment(ENV) == testing.tiny_environment(3)

@@ -15,7 +15,7 @@ from vrrl_jax.config import SftConfig, TrainConfig, load
 from vrrl_jax.log import read_metrics
 from vrrl_jax.models.lora import merge_lora
 from vrrl_jax.parallel.rules import path_name
-from vrrl_jax.rollout import episodes
+from vrrl_jax.rollout import transcript
 
 TRAIN = """
 steps: 3
@@ -67,7 +67,7 @@ def moved(checkpoint, run_dir):
 
 def test_qwen3_trains_plays_and_resumes(checkpoint, monkeypatch, tmp_path):
     replies = lambda _, ids: "<ANSWER>right</ANSWER>" if sum(map(int, ids)) % 2 else "<FINAL>up"
-    monkeypatch.setattr(episodes, "decode_text", replies)
+    monkeypatch.setattr(transcript, "decode_text", replies)
     run = train.main(configure(checkpoint, TRAIN, TrainConfig, tmp_path / "run"))
     metrics = read_metrics(run / "metrics.jsonl")
     # Sampler and trainer agree, pictures of later turns and their features included.
@@ -97,7 +97,7 @@ def test_adapters_learn_by_reinforcement(checkpoint, monkeypatch, tmp_path):
     """The reference is the base under the adapters, and only they move."""
     tags = ("FINAL", "ANSWER")
     reply = lambda tag: f"<{tag}>right</{tag}>"
-    monkeypatch.setattr(episodes, "decode_text", lambda _, ids: reply(tags[sum(ids) % 2]))
+    monkeypatch.setattr(transcript, "decode_text", lambda _, ids: reply(tags[sum(ids) % 2]))
     solved = {"layout": ["SGF", "FFF", "FFF"], "start_pos": 0, "target_pos": 1}
     other = {"layout": ["SFF", "GFF", "FFF"], "start_pos": 0, "target_pos": 3}
     (tmp_path / "maps.json").write_text(json.dumps([solved, other] * 2))

@@ -9,7 +9,16 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "vrrl_jax"
 
 # Every room may import these.
-SHARED = {"types", "config", "sections", "strict_yaml", "masked", "parallel"}
+SHARED = {
+    "types",
+    "config",
+    "sections",
+    "task_sections",
+    "strict_yaml",
+    "masked",
+    "parallel",
+    "coordinates",
+}
 
 # Room -> what else of the package it may import. A dotted name allows that file alone. A file may
 # have a line of its own; it adds to its room's.
@@ -17,18 +26,21 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "config": set(),
     "sections": set(),
+    "task_sections": set(),
     "strict_yaml": set(),
     "masked": set(),
     "parallel": set(),
     "layout": set(),
+    "coordinates": set(),
     "data": {"render"},
     "render": {"data"},
-    "envs": {"data", "render", "processing.parsing"},
+    "envs": {"data", "render", "processing.parsing", "processing.grounding"},
+    "envs.scenes": {"processing.images"},
     "processing": {"layout"},
     "models": {"layout"},
     "rollout": {"models", "processing", "layout"},
     "rollout.episodes": {"envs"},
-    "rewards": {"data", "processing.parsing"},
+    "rewards": {"data", "processing.parsing", "processing.grounding"},
     "rl": set(),
     "rl.update": {"models"},
     "checkpoint": {"models"},
@@ -36,11 +48,13 @@ ALLOWED: dict[str, set[str]] = {
 # The shared rooms stand below the others, and have an order among themselves.
 NARROWER: dict[str, set[str]] = {
     "types": set(),
+    "coordinates": set(),
     "masked": {"types"},
     "layout": {"types"},
     "strict_yaml": set(),
     "sections": {"strict_yaml"},
-    "config": {"sections", "strict_yaml"},
+    "task_sections": {"sections", "strict_yaml"},
+    "config": {"sections", "task_sections", "strict_yaml"},
     "parallel": {"types", "config"},
 }
 # Modules at the top, which may import any room and each other. `__init__` is the public surface.
@@ -48,10 +62,12 @@ TOP = {
     "__init__",
     "answer",
     "answer_file",
+    "benchmarks",
     "charts",
     "cli",
     "collect",
     "compiles",
+    "datasets",
     "evaluate",
     "gallery",
     "generate",
@@ -65,6 +81,7 @@ TOP = {
     "report",
     "sft",
     "start",
+    "tasks",
     "testing",
     "train",
 }
@@ -75,11 +92,16 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "types": {"numpy"},
     "config": set(),
     "sections": set(),
+    "task_sections": set(),
     "strict_yaml": {"yaml"},
     "masked": JAX | {"chex"},
     "parallel": JAX,
     "layout": {"numpy"},
+    "coordinates": set(),
     "data": {"numpy", "PIL", "gymnasium", "pyarrow", "tensorflow_datasets", "grain"},
+    "data.loader": {"absl"},
+    "data.tfds": {"array_record"},
+    "data.tfds_rows": {"importlib_resources"},
     "render": {"numpy", "PIL", "gymnasium", "matplotlib"},
     "envs": {"numpy", "PIL", "gymnasium", "matplotlib"},
     "processing": {"numpy", "PIL", "tokenizers", "jinja2", "transformers"},
@@ -93,6 +115,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
 NEVER = {"torch", "tensorflow"}
 # What is slow to import, or not always there, is imported where it is used.
 LAZY = {"orbax", "transformers", "tokenizers", "matplotlib", "tensorboardX", "tensorflow_datasets"}
+LAZY |= {"array_record", "importlib_resources", "absl"}
 LAZY |= {"pyarrow", "gymnasium", "grain", "math_verify", "latex2sympy2_extended", "sympy"}
 
 

@@ -252,7 +252,7 @@ def episode(**changes):
         "rewards": {"total": np.float32(0.5), "format": 0.1},
         "mode": "roll_in",
         "prefix_turns": 1,
-        "images": tuple(np.full((8, 6, 3), 40 * u, np.uint8) for u in range(2)),
+        "images": tuple((np.full((8, 6, 3), 40 * u, np.uint8),) for u in range(2)),
     }
     known = {f.name for f in dataclasses.fields(Episode)}
     return Episode(**{k: v for k, v in (fields | changes).items() if k in known})
@@ -268,13 +268,14 @@ def test_episodes_keep_every_picture_of_every_turn(tmp_path):
     assert first["rewards"] == {"total": 0.5, "format": 0.1}
     assert [turn["text"] for turn in first["turns"]] == list(episode().texts)
     for u, turn in enumerate(first["turns"]):
-        picture = np.asarray(Image.open(path.parent / turn["picture"]))
-        np.testing.assert_array_equal(picture, episode().images[u])
-    assert second["turns"] == [{"picture": None, "text": "<x>"}]
+        (name,) = turn["pictures"]
+        picture = np.asarray(Image.open(path.parent / name))
+        np.testing.assert_array_equal(picture, episode().images[u][0])
+    assert second["turns"] == [{"pictures": [], "prompt": None, "text": "<x>"}]
 
 
 def test_a_picture_without_a_reply_is_kept(tmp_path):
     path = log.save_episodes(tmp_path, 1, [episode(texts=("one",))])
     turns = json.loads(path.read_text())["episodes"][0]["turns"]
     assert [turn["text"] for turn in turns] == ["one", None]
-    assert turns[1]["picture"] == "step_000001/00_turn1.png"
+    assert turns[1]["pictures"] == ["step_000001/00_turn1_0.png"]

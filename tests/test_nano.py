@@ -7,10 +7,11 @@ import pytest
 import vrrl_jax as vr
 from vrrl_jax import evaluate
 from vrrl_jax.checkpoint import hf
-from vrrl_jax.config import EvalConfig, RewardConfig, TrainConfig, load
+from vrrl_jax.config import NavigationEval, TrainConfig, load
 from vrrl_jax.data import frozenlake
 from vrrl_jax.processing import processor as processing
 from vrrl_jax.render.frozenlake import render
+from vrrl_jax.tasks.frozenlake import FrozenLake
 
 NAMES = hf.SHIPPED
 
@@ -68,14 +69,15 @@ def test_transformers_gives_the_same_ids_and_logits(shipped):
 def test_nano_solves_maps_it_has_not_seen():
     policy, params = vr.load_pretrained("nano")
     config = load(hf.ASSETS / "nano" / hf.RECIPE, [], TrainConfig)
+    task = FrozenLake(env=config.env, eval=NavigationEval(count=128, levels=(3, 4)))
     scores = evaluate.measure(
         policy,
         params,
         processing.load_processor(policy.directory),
-        evaluate.evaluation_maps(EvalConfig(count=128, levels=(3, 4))),
-        EvalConfig(temperatures=(0.0,)),
-        config.env,
+        task,
+        task.evaluation(),
+        NavigationEval(temperatures=(0.0,)),
         config.rollout,
-        RewardConfig(),
+        config.env.max_turns,
     )
     assert scores.figures[0.0]["final_em"].mean() > 0.85

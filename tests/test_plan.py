@@ -155,7 +155,7 @@ def test_the_shapes_of_a_recipe(tiny_processor):
     settings = episodes.Settings(2, config.env.max_turns, 8)
     board = testing.tiny_environment(config.env.max_turns)
     shapes = episodes.plan_shapes(
-        policy, tiny_processor, board, testing.tiny_maps(1), settings, roll_in=True
+        policy, tiny_processor, board, testing.tiny_probes(), settings, roll_in=True
     )
     work = plan.workload(config, policy, shapes)
     # A packed row holds the longest episode, whatever the recipe asks for.

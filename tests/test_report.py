@@ -74,7 +74,7 @@ def run_dir(tmp_path):
     """A run of 60 steps with every kind of file."""
     run_dir = tmp_path / "nano-1"
     log.open_run(
-        c.TrainConfig(run_dir=str(run_dir), env=c.EnvConfig(question=HOSTILE)),
+        c.TrainConfig(run_dir=str(run_dir), env=c.NavigationEnv(question=HOSTILE)),
         command="vrrl train configs/<nano>.yaml",
     )
     with log.Writer(run_dir, 60, c.LogConfig(tensorboard=False), stream=io.StringIO()) as w:
@@ -93,7 +93,7 @@ def run_dir(tmp_path):
                 f"count/{HOSTILE}": 1,
             }
             w.step(step, metrics)
-    pictures = [np.full((4, 4, 3), 50 * u, np.uint8) for u in range(3)]
+    pictures = [(np.full((4, 4, 3), 50 * u, np.uint8),) for u in range(3)]
     for step in (10, 20):
         log.save_episodes(
             run_dir,
@@ -203,8 +203,8 @@ def test_a_picture_outside_the_run_is_not_shown(run_dir):
     path = run_dir / "episodes" / "step_000010.json"
     record = json.loads(path.read_text())
     record["episodes"] = record["episodes"][:1]
-    record["episodes"][0]["turns"][0]["picture"] = "../../secret.png"
-    record["episodes"][0]["turns"][1]["picture"] = "step_000010/gone.png"
+    record["episodes"][0]["turns"][0]["pictures"] = ["../../secret.png"]
+    record["episodes"][0]["turns"][1]["pictures"] = ["step_000010/gone.png"]
     path.write_text(json.dumps(record))
     text = report.write_report(run_dir).read_text(encoding="utf-8")
     assert base64.b64encode(b"secret").decode() not in text

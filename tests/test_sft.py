@@ -15,13 +15,14 @@ from running import assert_same, lines, saved_arrays
 
 import vrrl_jax as vr
 from vrrl_jax import log as logs
-from vrrl_jax import sft, start, testing
+from vrrl_jax import sft, start, tasks, testing
 from vrrl_jax.checkpoint import adapters, convert
 from vrrl_jax.config import SftConfig, load
 from vrrl_jax.log import read_metrics
 from vrrl_jax.models.lora import is_adapter, merge_lora
 from vrrl_jax.parallel.rules import path_name
 from vrrl_jax.rl import update
+from vrrl_jax.tasks.frozenlake import FrozenLake
 
 STEPS = 6
 RECIPE = """
@@ -155,8 +156,8 @@ def test_what_cannot_run_fails_before_anything_is_written(configure, tmp_path, o
 # --- the stream of batches -----------------------------------------------------------------------
 
 
-def sequences(config, step, processor, exclude=frozenset()):
-    return sft.draw_sequences(step, config, processor, exclude)
+def sequences(config, step, processor, task=None):
+    return sft.draw_sequences(step, config, processor, task or tasks.make(config, processor))
 
 
 def test_a_step_s_batch_depends_on_seed_and_step_alone(configure, tiny, tiny_processor, tmp_path):
@@ -178,17 +179,32 @@ def test_first_steps_hold_lone_proposals_only(configure, tiny_processor, tmp_pat
     assert {1, 2} <= pictures(2) | pictures(3) | pictures(4) <= {1, 2, 3}
 
 
-def test_excluded_maps_are_never_shown(configure, tiny_processor, tmp_path, monkeypatch):
+def test_excluded_maps_are_never_shown(configure, tiny_processor, tmp_path):
     config = configure(tmp_path)
     shown = []
-    make = sft.demonstration_sequence
-    monkeypatch.setattr(
-        sft, "demonstration_sequence", lambda map, *a: shown.append(map.key) or make(map, *a)
+
+    class Spy(FrozenLake):
+        def demonstrate(self, example, rng, single_turn):
+            shown.append(example)
+            return super().demonstrate(example, rng, single_turn)
+
+    sequences(
+        config,
+        2,
+        tiny_processor,
+        Spy(config.data, config.env, demonstrations=config.demonstrations),
     )
-    sequences(config, 2, tiny_processor)
-    banned, shown[:] = frozenset(shown[:4]), []
-    sequences(config, 2, tiny_processor, banned)
-    assert len(shown) > 4 and not banned & set(shown)
+    path = tmp_path / "maps.json"
+    records = [
+        {"layout": m.layout, "start_pos": m.start, "target_pos": m.target} for m in shown[:4]
+    ]
+    path.write_text(json.dumps(records))
+    banned, shown[:] = {map.key for map in shown[:4]}, []
+    data = dataclasses.replace(config.data, exclude=(str(path),))
+    sequences(
+        config, 2, tiny_processor, Spy(data, config.env, demonstrations=config.demonstrations)
+    )
+    assert len(shown) > 4 and not banned & {map.key for map in shown}
 
 
 def test_targets_are_the_written_tokens_behind_their_states(configure, tiny_processor, tmp_path):
@@ -255,11 +271,10 @@ def test_demonstrations_play_through_the_environment(tiny_processor, configure, 
     from vrrl_jax.processing import processor as processing
 
     config = configure(tmp_path)
-    settings = testing.tiny_environment(3).settings
+    task = tasks.make(config, tiny_processor)
+    settings = task.environment.settings
     for seed, map in enumerate(testing.tiny_maps(6)):
-        sequence = sft.demonstration_sequence(
-            map, random.Random(seed), tiny_processor, settings, config.demonstrations, False
-        )
+        sequence = sft.demonstration_sequence(task, map, random.Random(seed), tiny_processor, False)
         ids = tiny_processor.ids
         starts = np.flatnonzero(sequence.tokens == ids.im_start)[1::2]  # assistant turns
         replies = []
@@ -268,9 +283,9 @@ def test_demonstrations_play_through_the_environment(tiny_processor, configure, 
             body = rest[: rest.index(ids.im_end)]
             text = processing.decode(tiny_processor, body)
             replies.append(text.removeprefix("assistant\n"))
-        shown = [env.reset(map, settings).picture]
+        shown = [env.reset(map, settings).pictures[0]]
         for turn, reply in enumerate(replies[:-1]):
-            shown.append(env.step(map, reply, turn, settings).prompt.picture)
+            shown.append(env.step(map, reply, turn, settings).prompt.pictures[0])
         assert len(shown) == len(sequence.pictures)
         for image, picture in zip(shown, sequence.pictures, strict=True):
             wanted = processing.picture(tiny_processor, image)

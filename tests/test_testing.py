@@ -41,8 +41,8 @@ def test_processor_environment_and_maps_fit(tiny, tiny_processor):
     assert testing.tiny_maps(5) == maps != testing.tiny_maps(5, seed=1)
     board = testing.tiny_environment(2)
     prompt = board.reset(maps[0])
-    assert prompt.text == "Solve" and prompt.picture.shape == (84, 84, 3)
-    assert processing.picture(tiny_processor, prompt.picture).grid == (1, 6, 6)
+    assert prompt.text == "Solve" and prompt.pictures[0].shape == (84, 84, 3)
+    assert processing.picture(tiny_processor, prompt.pictures[0]).grid == (1, 6, 6)
     after = board.step(maps[0], "<ANSWER>up</ANSWER>", 0)
     assert not after.done and after.prompt.text == "Verify"
     assert board.step(maps[0], "<ANSWER>up</ANSWER>", 1).done

@@ -19,7 +19,7 @@ from vrrl_jax import label, train
 from vrrl_jax import log as logs
 from vrrl_jax.config import ConfigError, TrainConfig, load
 from vrrl_jax.log import read_metrics
-from vrrl_jax.rollout import episodes
+from vrrl_jax.rollout import transcript
 
 STEPS = 4
 RECIPE = """
@@ -87,7 +87,7 @@ def configure(tiny_checkpoint, maps, tmp_path_factory):
 def speaking():
     """What a random policy samples is read as sensible replies; the tokens are its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(episodes, "decode_text", say)
+        patch.setattr(transcript, "decode_text", say)
         yield
 
 
@@ -145,7 +145,8 @@ def test_a_run_leaves_all_its_files(run, configure, tiny):
     assert len(shown) == 2 and (run / "episodes" / "step_000003.json").is_file()
     for episode in shown:
         for turn in episode["turns"]:
-            assert (run / "episodes" / turn["picture"]).is_file()
+            (picture,) = turn["pictures"]
+            assert (run / "episodes" / picture).is_file()
             assert turn["text"] in (say(None, [0]), say(None, [1]), "<THINK>" + say(None, [0]))
     policy, params = vr.load_pretrained(run / "hf")
     assert policy.config == tiny[0].config
@@ -232,8 +233,8 @@ import jax
 jax.config.update("jax_compilation_cache_dir", sys.argv[4])
 from vrrl_jax import train
 from vrrl_jax.config import TrainConfig, load
-from vrrl_jax.rollout import episodes
-episodes.decode_text = lambda _, ids: SAY[sum(map(int, ids)) % 2]
+from vrrl_jax.rollout import transcript
+transcript.decode_text = lambda _, ids: SAY[sum(map(int, ids)) % 2]
 config = load(sys.argv[1], ["run_dir=" + sys.argv[2], "checkpoint.every=1"], TrainConfig)
 train.main(config, resume=sys.argv[3] == "resume")
 """

@@ -49,9 +49,9 @@ def episode(processor, rng, map, group, sample, mode="normal", turns=TURNS) -> E
     pictures = []
     for turn in range(turns):
         make = encode.next_chunk if turn else encode.first_chunk
-        chunk = make(processor, prompt.text, prompt.picture)
+        chunk = make(processor, prompt)
         reply = rng.integers(0, 320, rng.integers(3, 8))
-        pictures.append(chunk.picture)
+        pictures += chunk.pictures
         parts.append((chunk.tokens, np.zeros(chunk.tokens.size), turn))
         parts.append((reply, np.arange(reply.size) > 0, turn))
         prompt = board.step(map, "<ANSWER>up</ANSWER>", turn).prompt
@@ -502,8 +502,23 @@ def test_advantages_are_relative_to_what_is_left_of_a_group(played, kind):
     assert not out[6:].any()
 
 
+def test_rewards_of_turns_sit_on_their_last_generated_tokens(played, padded):
+    """Turn 0 is taken for rolled in: nothing of it was generated, and its reward is nobody's."""
+    first = dataclasses.replace(
+        played[0],
+        loss_mask=played[0].loss_mask * (played[0].turn_index > 0),
+        turn_rewards=tuple(10.0 + u for u in range(TURNS)),
+    )
+    again = label.pad([first], len(padded.loss_mask), padded.loss_mask.shape[1])
+    rewards = label.placed_rewards([first], again)
+    wanted = np.zeros_like(rewards)
+    for u in range(1, TURNS):
+        wanted[0, np.flatnonzero(first.loss_mask * (first.turn_index == u))[-1]] = 10.0 + u
+    np.testing.assert_array_equal(rewards, wanted)
+
+
 def test_the_reward_sits_on_the_last_generated_token(played, padded):
-    rewards = label.terminal_rewards(played, padded)
+    rewards = label.placed_rewards(played, padded)
     for b, e in enumerate(played):
         at = np.flatnonzero(e.loss_mask)[-1]
         assert rewards[b, at] == e.rewards["total"]

@@ -146,6 +146,12 @@ def decode_batch(
     return out
 
 
+def read_reply(processor: Processor, out: engine.Decoded, row: int) -> tuple[str, str]:
+    """(text, "stop" or "length") of a row of what `decode_batch` gave, on the host."""
+    text = processing.decode(processor, out.tokens[row, : out.lengths[row]])
+    return text, "stop" if out.stopped[row] else "length"
+
+
 def _results(
     processor: Processor, batch: list[Prepared], out: engine.Decoded | None, n: int
 ) -> list[dict[str, Any]]:
@@ -155,9 +161,8 @@ def _results(
         if sequence is None:
             results.append(record.carried | {"error": error})
             continue
-        own = range(row, row + n)
-        replies = [processing.decode(processor, out.tokens[r, : out.lengths[r]]) for r in own]
-        finish = ["stop" if out.stopped[r] else "length" for r in own]
+        read = [read_reply(processor, out, r) for r in range(row, row + n)]
+        replies, finish = map(list, zip(*read, strict=True))
         several = {"replies": replies, "finish": finish}
         one = {"reply": replies[0], "finish": finish[0]}
         results.append(record.carried | (several if n > 1 else one))
@@ -165,11 +170,19 @@ def _results(
     return results
 
 
-def _to_line(fields: dict[str, Any]) -> bytes:
+def to_line(fields: dict[str, Any]) -> bytes:
+    """A JSON object as a line."""
     try:
         return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate in a carried field
         return json.dumps(fields).encode() + b"\n"
+
+
+def whole_lines(target: pathlib.Path) -> tuple[list[bytes], int]:
+    """A file's lines without their ends, and the bytes of all; a torn last one isn't among them."""
+    raw = target.read_bytes()
+    size = raw.rfind(b"\n") + 1
+    return raw[:size].split(b"\n")[:-1], size
 
 
 def _written(target: pathlib.Path, records: list[Record]) -> tuple[list[dict[str, Any]], int]:
@@ -178,9 +191,7 @@ def _written(target: pathlib.Path, records: list[Record]) -> tuple[list[dict[str
     Raises:
       ValueError: the lines don't belong to these records.
     """
-    raw = target.read_bytes()
-    size = raw.rfind(b"\n") + 1
-    found = raw[:size].split(b"\n")[:-1]
+    found, size = whole_lines(target)
     if len(found) > len(records):
         raise ValueError(f"{target} has {len(found)} records, the input only {len(records)}")
     results = []
@@ -190,7 +201,7 @@ def _written(target: pathlib.Path, records: list[Record]) -> tuple[list[dict[str
             carried = {k: v for k, v in fields.items() if k not in ADDED}
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{target}, line {i}: no output record: {error}") from error
-        if _to_line(carried) != _to_line(record.carried) or len(fields) == len(carried):
+        if to_line(carried) != to_line(record.carried) or len(fields) == len(carried):
             raise ValueError(f"{target}, line {i}, is no reply to line {record.line} of the input")
         results.append(fields)
     return results, size
@@ -252,7 +263,7 @@ def main(
         began, tokens = time.monotonic(), 0
         for start, batch, decoded in _pipeline(starts, prepare, launch):
             new = _results(processor, batch, decoded, options.n)[max(0, len(results) - start) :]
-            out.write(b"".join(map(_to_line, new)))
+            out.write(b"".join(map(to_line, new)))
             out.flush()
             tokens += 0 if decoded is None else int(decoded.lengths.sum())
             errors += [r["error"] for r in new if "error" in r]

@@ -55,11 +55,21 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1")
         sub.add_argument("--resume", action="store_true", help="go on in run_dir")
 
-    sub = command("eval", _eval, "score a checkpoint: tables by level, in-domain and OOD")
-    sub.add_argument("checkpoint", help="a Hugging Face directory, a run directory, or nano")
+    sub = command("eval", _eval, "score a checkpoint on its task, or models on benchmarks")
+    sub.add_argument(
+        "target", help="a Hugging Face directory, a run directory, nano, or configs/eval_*.yaml"
+    )
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as eval.path=FILE")
-    sub.add_argument("--config", help="a train recipe for env, rollout, reward and eval settings")
+    sub.add_argument("--config", help="a train recipe for task, env, rollout, reward and eval")
     sub.add_argument("--output", help="where the JSON goes (default: evaluation.json beside it)")
+    sub.add_argument(
+        "--predictions",
+        action="append",
+        metavar="[NAME=]FILE",
+        help="benchmarks: score these replies (JSON lines) instead of asking a model",
+    )
+    sub.add_argument("--resume", action="store_true", help="benchmarks: go on where it stopped")
+    sub.set_defaults(error=sub.error)
 
     sub = command("generate", _generate, "answer a prompt about pictures")
     sub.add_argument("checkpoint", help="a Hugging Face directory, or nano")
@@ -86,6 +96,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the written tensors")
     sub.add_argument("--max-shard-size", default="5GB")
 
+    data = command("data", None, "look at data sets, and write them for TFDS").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    from_files = argparse.ArgumentParser(add_help=False)
+    from_files.add_argument("path", help="a file or folder: parquet, arrow, JSON lines, TSV, TFDS")
+    from_files.add_argument("--mapper", required=True, help="its layout, such as chartqa")
+    from_files.add_argument("--split")
+    from_files.add_argument("--limit", type=int, help="read at most so many records")
+    from_files.add_argument("--folder", help="where picture paths start (default: that of PATH)")
+    sub = data.add_parser("inspect", parents=[from_files], help="counts, kinds, skipped rows")
+    sub.set_defaults(call=_data_inspect)
+    sub = data.add_parser("convert", parents=[from_files], help="records of any layout to TFDS")
+    sub.add_argument("out", help="the data folder to write into")
+    sub.add_argument("--name", help="of the new data set (default: the mapper's)")
+    sub.set_defaults(call=_data_convert)
+    sub = data.add_parser("build", help="a generated task to TFDS")
+    sub.add_argument("task", help="such as tables, charts, frozenlake")
+    sub.add_argument("out", help="the data folder to write into")
+    sub.add_argument("--count", type=int, default=1000, help="examples of each split")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--splits", nargs="+", default=["train", "test_id"], metavar="SPLIT")
+    sub.set_defaults(call=_data_build)
+
     sub = command("report", _report, "one HTML file about a run")
     sub.add_argument("run", metavar="RUN", help="a run directory")
     return parser
@@ -100,11 +133,19 @@ def _quiet_start() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
+def _importable(recipe: str | None) -> None:
+    """Lets a recipe name modules beside it and in the working directory; what is installed wins."""
+    for folder in (recipe and pathlib.Path(recipe).resolve().parent, pathlib.Path.cwd()):
+        if folder and str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
 def _recipe(args, cls):
     """The configuration of a run, its directory named after the recipe."""
     from vrrl_jax.config import load
     from vrrl_jax.log import default_run_dir
 
+    _importable(args.config)
     config = load(args.config, args.overrides, cls)
     if config.run_dir is None and not args.resume:
         import dataclasses
@@ -128,9 +169,39 @@ def _sft(args) -> None:
 
 
 def _eval(args) -> None:
+    if pathlib.Path(args.target).suffix in (".yaml", ".yml"):
+        if args.config is not None or args.output is not None:
+            args.error("--config and --output go with a checkpoint, not with benchmarks")
+        from vrrl_jax.benchmarks import suite
+
+        print(suite.main(args.target, args.overrides, args.predictions, args.resume))
+        return
+    if args.predictions or args.resume:
+        args.error("--predictions and --resume go with a configuration of benchmarks")
     from vrrl_jax import evaluate
 
-    evaluate.main(args.checkpoint, args.config, args.overrides, args.output)
+    _importable(args.config)
+    evaluate.main(args.target, args.config, args.overrides, args.output)
+
+
+def _data_inspect(args) -> None:
+    from vrrl_jax import datasets
+
+    options = {"split": args.split, "limit": args.limit, "folder": args.folder}
+    datasets.inspect(args.path, args.mapper, **options)
+
+
+def _data_convert(args) -> None:
+    from vrrl_jax import datasets
+
+    options = {"split": args.split, "limit": args.limit, "folder": args.folder}
+    datasets.convert(args.path, args.out, args.mapper, name=args.name, **options)
+
+
+def _data_build(args) -> None:
+    from vrrl_jax import datasets
+
+    datasets.build(args.task, args.out, count=args.count, seed=args.seed, splits=args.splits)
 
 
 def _check_generate(args) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vrrl_jax.config import FilterConfig, ModesConfig, RollInConfig
+from vrrl_jax.data.mixture import Numbered
 from vrrl_jax.parallel.mesh import buffer_shardings, constrain_buffer
 from vrrl_jax.rl import mixing, prefix_buffer
 from vrrl_jax.rollout.episodes import Group
@@ -34,12 +35,19 @@ def question_order(seed: int, examples: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, SHUFFLE_KEY, epoch)).permutation(examples)
 
 
-def next_questions(seed: int, examples: int, cursor: int, count: int) -> tuple[list[int], int]:
-    """The next `count` ids from position `cursor` (counted over epochs) and the new position."""
+def next_questions(
+    seed: int, examples: Sequence[Any], cursor: int, count: int
+) -> tuple[list[int], int]:
+    """The next `count` ids from position `cursor` (counted over epochs) and the new position.
+
+    A mixture has an order of its own; other examples are permuted anew every epoch.
+    """
+    if isinstance(examples, Numbered):
+        return [examples.order(cursor + i) for i in range(count)], cursor + count
     ids: list[int] = []
     while len(ids) < count:
-        epoch, offset = divmod(cursor, examples)
-        taken = question_order(seed, examples, epoch)[offset : offset + count - len(ids)]
+        epoch, offset = divmod(cursor, len(examples))
+        taken = question_order(seed, len(examples), epoch)[offset : offset + count - len(ids)]
         ids += taken.tolist()
         cursor += len(taken)
     return ids, cursor
@@ -157,7 +165,7 @@ def _draw(buffer, key, n, step, min_size, wrong_ratio, max_staleness, count, mes
 
 def make_groups(
     ids: list[int],
-    examples: list[Any],
+    examples: Sequence[Any],
     buffer: prefix_buffer.State | None,
     modes: ModesConfig,
     roll_in: RollInConfig,
@@ -208,6 +216,51 @@ def make_groups(
         name = mixing.MODES[mixing.RTM if mode == mixing.ROLL_IN else mode]
         groups.append(Group(question=i, example=examples[i], mode=name))
     return groups, buffer
+
+
+def open_groups(
+    groups: list[Group],
+    examples: Sequence[Any],
+    open_group: Callable[[Group], Group],
+    next_question: Callable[[int], tuple[int, int]],
+    cursor: int,
+    skipped: dict[int, str],
+    most: int,
+) -> tuple[list[Group], int]:
+    """Groups with their opening turns made, others in place of those that can't be shown.
+
+    Args:
+      groups: as drawn.
+      examples: where replacements come from.
+      open_group: `rollout.episodes.open_group`; ValueError or OSError says what is wrong.
+      next_question: cursor -> (example id, cursor after it).
+      cursor: position in the stream of questions.
+      skipped: example id -> why it can't be shown; added to.
+      most: how many may be.
+
+    Returns:
+      (groups, the cursor after the replacements).
+
+    Raises:
+      ValueError: more than `most` can't be shown.
+    """
+    opened = []
+    for group in groups:
+        while True:
+            try:
+                opened.append(open_group(group))
+                break
+            except (ValueError, OSError) as error:
+                skipped[group.question] = str(error)
+            if len(skipped) > most:
+                first = "\n  ".join(f"example {i}: {why}" for i, why in list(skipped.items())[:5])
+                raise ValueError(
+                    f"{len(skipped)} examples can't be shown, {most} may be:\n  {first}"
+                )
+            question, cursor = next_question(cursor)
+            mode = "rtm" if group.mode == "roll_in" else group.mode
+            group = Group(question=question, example=examples[question], mode=mode)
+    return opened, cursor
 
 
 @dataclasses.dataclass(frozen=True)

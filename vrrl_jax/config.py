@@ -1,27 +1,29 @@
 """What a run can be told: typed, validated sections. Defaults are the released recipe's.
 
-A recipe is a YAML file whose keys are the fields below and those of `vrrl_jax/sections.py`; `load`
-reads it, applies dotted overrides and refuses what it doesn't know. `TrainConfig` is for
-`vrrl train`, `SftConfig` for `vrrl sft`.
+A recipe is a YAML file whose keys are the fields below, those of `vrrl_jax/sections.py` and, for
+the sections that a task brings, those of `vrrl_jax/task_sections.py`; `load` reads it, applies
+dotted overrides and refuses what it doesn't know. `TrainConfig` is for `vrrl train`, `SftConfig`
+for `vrrl sft`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import difflib
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 from vrrl_jax.sections import (
     CheckpointConfig,
-    EnvConfig,
     EvalConfig,
-    FrozenLakeData,
     GuardConfig,
     LogConfig,
     LoraConfig,
     MeshConfig,
     OptimizerConfig,
     PolicyConfig,
-    RewardConfig,
     RolloutConfig,
     at_least,
     positive,
@@ -29,26 +31,50 @@ from vrrl_jax.sections import (
     section,
     share,
 )
-from vrrl_jax.strict_yaml import ConfigError, dotted_keys, load, to_yaml
+from vrrl_jax.strict_yaml import ConfigError, dotted_keys, peek, to_yaml
+from vrrl_jax.strict_yaml import load as load_strictly
+from vrrl_jax.task_sections import (
+    BoxesData,
+    BoxesEval,
+    Empty,
+    FrozenLakeData,
+    GroundingData,
+    GroundingEnv,
+    GroundingReward,
+    MazeData,
+    MazeEval,
+    NavigationEnv,
+    NavigationEval,
+    NavigationReward,
+    QuestionsData,
+    QuestionsEnv,
+    QuestionsEval,
+    QuestionsReward,
+    TurnsEnv,
+)
 
 __all__ = [
+    "TASKS",
     "AlgorithmConfig",
     "BatchConfig",
     "CheckpointConfig",
     "ConfigError",
     "DemonstrationConfig",
-    "EnvConfig",
     "EvalConfig",
     "FilterConfig",
     "FrozenLakeData",
     "GuardConfig",
     "LogConfig",
     "LoraConfig",
+    "MazeData",
+    "MazeEval",
     "MeshConfig",
     "ModesConfig",
+    "NavigationEnv",
+    "NavigationEval",
+    "NavigationReward",
     "OptimizerConfig",
     "PolicyConfig",
-    "RewardConfig",
     "RollInConfig",
     "RolloutConfig",
     "RtmConfig",
@@ -57,6 +83,7 @@ __all__ = [
     "UpdateConfig",
     "dotted_keys",
     "load",
+    "of_task",
     "to_yaml",
 ]
 
@@ -211,8 +238,14 @@ class DemonstrationConfig:
       wrong_first: probability that the first proposal is wrong on purpose.
       second_error: probability that a revision is wrong again.
       max_turns: of a demonstration, the commit included. Turns never trained parse badly.
-      soft_targets: spread an action's target over all optimal actions.
+      soft_targets: spread an action's target over all that are as good.
       decision_weight: loss weight of the tag that opens a revision or a commit.
+      reasoning: of single questions, the share whose answer follows from steps.
+      confirm: of single questions, the share that checks a right first thought; `wrong_first` is
+        the share that repairs a wrong one.
+      reading_steps: of grounding, first steps that hold transcripts only: every text of a picture
+        and where it stands. What can't be read can't be found.
+      reading_fraction: share of transcripts later.
     """
 
     single_turn_fraction: float = 0.0
@@ -222,10 +255,15 @@ class DemonstrationConfig:
     max_turns: int = 4
     soft_targets: bool = True
     decision_weight: float = 1.0
+    reasoning: float = 1.0
+    confirm: float = 0.0
+    reading_steps: int = 0
+    reading_fraction: float = 0.0
 
     def __post_init__(self):
-        share(self, "single_turn_fraction", "wrong_first", "second_error")
-        at_least(self, 0, "single_turn_steps", "decision_weight")
+        share(self, "single_turn_fraction", "wrong_first", "second_error", "reasoning", "confirm")
+        share(self, "reading_fraction")
+        at_least(self, 0, "single_turn_steps", "decision_weight", "reading_steps")
         at_least(self, 1, "max_turns")
 
 
@@ -261,16 +299,29 @@ def _of(cls: type, **defaults) -> dataclasses.Field:
 
 @section
 class TrainConfig:
-    """Reinforcement learning. `run_dir` None is runs/<name of the recipe>-<time>."""
+    """Reinforcement learning. `run_dir` None is runs/<name of the recipe>-<time>.
+
+    The sections data, env, reward and eval are the task's own: `of_task` makes the class that has
+    them; what stands here is navigation on frozen lakes.
+
+    Attributes:
+      task: one of `TASKS`, or a task of yours as "module:function", which gets the configuration
+        and the processor and returns a `tasks.base.Task`.
+      options: for a task of yours, as it likes.
+      scorer: a reward of yours as "module:function"; see `tasks.base.scored_by`.
+    """
 
     run_dir: str | None = None
     seed: int = 0
+    task: str = "frozenlake"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scorer: str | None = None
     steps: int = 281  # three epochs of 3,000 maps, 32 a step
     policy: PolicyConfig = _of(PolicyConfig)
     data: FrozenLakeData = _of(FrozenLakeData)
-    env: EnvConfig = _of(EnvConfig)
+    env: NavigationEnv = _of(NavigationEnv)
     rollout: RolloutConfig = _of(RolloutConfig)
-    reward: RewardConfig = _of(RewardConfig)
+    reward: NavigationReward = _of(NavigationReward)
     algorithm: AlgorithmConfig = _of(AlgorithmConfig)
     modes: ModesConfig = _of(ModesConfig)
     rtm: RtmConfig = _of(RtmConfig)
@@ -280,7 +331,7 @@ class TrainConfig:
     mesh: MeshConfig = _of(MeshConfig)
     update: UpdateConfig = _of(UpdateConfig)
     checkpoint: CheckpointConfig = _of(CheckpointConfig)
-    eval: EvalConfig = _of(EvalConfig)
+    eval: NavigationEval = _of(NavigationEval)
     guard: GuardConfig = _of(GuardConfig)
     log: LogConfig = _of(LogConfig)
 
@@ -330,18 +381,23 @@ class TrainConfig:
 
 @section
 class SftConfig:
-    """Supervised fine-tuning.
+    """Supervised fine-tuning; task, options and scorer are as in `TrainConfig`.
 
-    `ema_decay` averages the weights that are saved; None for none. `rollout` is evaluation's.
+    `ema_decay` averages the weights that are saved; None for none. `rollout` and `reward` are
+    evaluation's.
     """
 
     run_dir: str | None = None
     seed: int = 0
+    task: str = "frozenlake"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scorer: str | None = None
     steps: int = 1000
     policy: PolicyConfig = _of(PolicyConfig)
     data: FrozenLakeData = _of(FrozenLakeData)
     demonstrations: DemonstrationConfig = _of(DemonstrationConfig)
-    env: EnvConfig = _of(EnvConfig)
+    env: NavigationEnv = _of(NavigationEnv)
+    reward: NavigationReward = _of(NavigationReward)
     rollout: RolloutConfig = _of(RolloutConfig)
     batch: BatchConfig = _of(BatchConfig)
     optimizer: OptimizerConfig = _of(
@@ -350,7 +406,7 @@ class SftConfig:
     ema_decay: float | None = None
     mesh: MeshConfig = _of(MeshConfig)
     checkpoint: CheckpointConfig = _of(CheckpointConfig)
-    eval: EvalConfig = _of(EvalConfig)
+    eval: NavigationEval = _of(NavigationEval)
     guard: GuardConfig = _of(GuardConfig)
     log: LogConfig = _of(LogConfig)
 
@@ -359,7 +415,7 @@ class SftConfig:
         if self.ema_decay is not None:
             require(0 < self.ema_decay < 1, "ema_decay", f"must lie in 0 .. 1: {self.ema_decay}")
         require(
-            self.demonstrations.max_turns <= self.env.max_turns,
+            self.env.max_turns == 1 or self.demonstrations.max_turns <= self.env.max_turns,
             "demonstrations.max_turns",
             f"exceeds env.max_turns, {self.env.max_turns}: raise that or shorten these",
         )
@@ -369,3 +425,78 @@ class SftConfig:
             "batch.rows",
             f"must divide by mesh.data times mesh.fsdp, {rows}; it is {self.batch.rows}",
         )
+
+
+# --- tasks --------------------------------------------------------------------------------------
+
+GROUNDING = {
+    "data": GroundingData,
+    "env": GroundingEnv,
+    "reward": GroundingReward,
+    "eval": EvalConfig,
+}
+# Task -> the classes of the sections that it brings.
+TASKS: dict[str, dict[str, type]] = {
+    "frozenlake": {
+        "data": FrozenLakeData,
+        "env": NavigationEnv,
+        "reward": NavigationReward,
+        "eval": NavigationEval,
+    },
+    "maze": {
+        "data": MazeData,
+        "env": NavigationEnv,
+        "reward": NavigationReward,
+        "eval": MazeEval,
+    },
+    "tables": GROUNDING,
+    "charts": GROUNDING,
+    "boxes": GROUNDING | {"data": BoxesData, "eval": BoxesEval},
+    "questions": {
+        "data": QuestionsData,
+        "env": QuestionsEnv,
+        "reward": QuestionsReward,
+        "eval": QuestionsEval,
+    },
+}
+# For a task of a user's own, whose settings are `options`.
+_OWN = {"data": Empty, "env": TurnsEnv, "reward": Empty, "eval": EvalConfig}
+
+C = TypeVar("C", TrainConfig, SftConfig)
+
+
+@functools.cache
+def of_task(cls: type[C], task: str) -> type[C]:
+    """`cls` with the sections of a task.
+
+    Raises:
+      ConfigError: no such task.
+    """
+    if task not in TASKS and ":" not in task:
+        near = difflib.get_close_matches(task, TASKS, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(
+            f"task must be one of {', '.join(TASKS)}, or a function of yours as module:function; "
+            f"got '{task}'{hint}",
+            "task",
+        )
+    if task == "frozenlake":
+        return cls
+    sections = TASKS.get(task, _OWN)
+    return dataclasses.make_dataclass(
+        cls.__name__,
+        [("task", str, task), *((name, kind, _of(kind)) for name, kind in sections.items())],
+        bases=(cls,),
+        namespace={"__doc__": cls.__doc__, "__module__": cls.__module__},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def load(path: str | pathlib.Path, overrides: Sequence[str], cls: type[C]) -> C:
+    """Reads a recipe into `cls`, with the sections of the task that it names.
+
+    Raises: as `strict_yaml.load`, and ConfigError for an unknown task.
+    """
+    task = peek(path, overrides, "task")
+    return load_strictly(path, overrides, of_task(cls, task or "frozenlake"))

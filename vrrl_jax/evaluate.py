@@ -6,53 +6,38 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from vrrl_jax import tasks
 from vrrl_jax.checkpoint import hf
-from vrrl_jax.config import (
-    EnvConfig,
-    EvalConfig,
-    RewardConfig,
-    RolloutConfig,
-    SftConfig,
-    TrainConfig,
-    load,
-)
-from vrrl_jax.data import frozenlake
-from vrrl_jax.data.frozenlake import Map
-from vrrl_jax.envs import frozenlake as env
+from vrrl_jax.config import RolloutConfig, SftConfig, TrainConfig, load
 from vrrl_jax.log import write_atomically
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.parallel.mesh import row_parts
 from vrrl_jax.processing.processor import Processor, load_processor
-from vrrl_jax.rewards import frozenlake as rewards
 from vrrl_jax.rollout import engine, episodes
 from vrrl_jax.rollout.sampling import Sampling
+from vrrl_jax.sections import EvalConfig
+from vrrl_jax.tasks import Examples, Score, Task
 from vrrl_jax.types import Episode
 
 EVALUATION_STEP = 2**30  # keys of evaluations never meet those of training steps
-BATCH = 128  # maps a rollout
+BATCH = 128  # examples a rollout
 
-# Means of an episode's figures, in a table's order. `success` asks for an exact match in a
-# well-formed episode; it is turn1_em + wrong_to_right - right_to_wrong - lost_to_format.
-METRICS = (
-    "success",
-    "final_em",
-    "turn1_em",
-    "wrong_to_right",
-    "right_to_wrong",
-    "lost_to_format",
-    "strict_success",
-    "lenient_success",
-    "clean_commit",
-    "format_error",
-    "budget_exhausted",
-    "turns",
-    "total",
-)
+# The parts of a change in success, and the figures that make them: turn-1 exact matches;
+# wrong-to-right minus right-to-wrong; right answers no longer lost to broken form.
+PARTS = {
+    "of turn 1": {"turn1_em": 1},
+    "of revision": {"wrong_to_right": 1, "right_to_wrong": -1},
+    "of format": {"lost_to_format": -1},
+}
+# The columns of a brief table, of those that a task has.
+BRIEF = ("turn1_em", "final_em", "+-95%", "success", "wrong_to_right", "right_to_wrong")
+BRIEF += ("clean_commit", "format_error", "format")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,100 +45,61 @@ class Scores:
     """What an evaluation measured.
 
     Attributes:
-      maps: the maps.
-      in_domain: levels that count as in-domain.
-      figures: temperature -> metric -> float64 [maps, samples].
+      examples: the examples.
+      noun: what they are, in the plural.
+      figures: temperature -> metric -> float64 [examples, samples].
     """
 
-    maps: list[Map]
-    in_domain: tuple[int, ...]
+    examples: Examples
+    noun: str
     figures: dict[float, dict[str, np.ndarray]]
 
     def splits(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and members of the table's rows: each level, in-domain, OOD, all."""
-        levels = np.array([map.size for map in self.maps])
-        inside = np.isin(levels, self.in_domain)
-        for level in sorted(set(levels.tolist())):
-            yield f"{level}x{level}", levels == level
-        for name, which in (("in-domain", inside), ("OOD", ~inside), ("all", levels > 0)):
-            if which.any():
+        """Names and members of the table's rows: each split, in-domain, OOD, all."""
+        labels = np.array(self.examples.labels)
+        inside = np.isin(labels, sorted(self.examples.in_domain))
+        names = sorted(set(labels.tolist()))
+        for name in names:
+            yield name, labels == name
+        both = {"in-domain": inside, "OOD": ~inside}
+        for name, which in both.items():
+            if which.any() and name not in names:
                 yield name, which
-
-
-def environment(config: EnvConfig) -> env.Environment:
-    """FrozenLake as configured; texts that are None are its own."""
-    given = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
-    return env.Environment(env.Settings(**given))
-
-
-def scorer(config: RewardConfig, decision_bonus: float = 0.0) -> Callable[..., dict[str, float]]:
-    """(texts, map, group) -> named rewards, with the configured options."""
-    options = dataclasses.asdict(config)
-
-    def score(texts, map, group):
-        return rewards.score(
-            texts,
-            map,
-            prefix_turns=len(group.prefix),
-            prefix_right=group.prefix_right,
-            decision_bonus=decision_bonus,
-            **options,
-        )
-
-    return score
-
-
-def evaluation_maps(config: EvalConfig, exclude: frozenset[str] = frozenset()) -> list[Map]:
-    """The published maps, or generated ones that meet no key of `exclude`.
-
-    Generated: `count` in all, the same number at every level. Published: what was skipped is
-    printed.
-    """
-    if config.path is not None:
-        loaded = frozenlake.load(config.path)
-        for line in loaded.skipped:
-            print(f"skipped: {line}")
-        return loaded.maps
-    each = -(-config.count // len(config.levels))
-    maps = []
-    for level in config.levels:
-        maps += frozenlake.generate(config.seed + level, each, (level,), exclude=exclude)
-    return maps
+        yield "all", np.ones(len(labels), bool)
 
 
 def play(
     policy: Policy,
     params: Params,
     processor: Processor,
-    maps: list[Map],
+    task: Task,
+    examples: Sequence[Any],
     settings: episodes.Settings,
-    env_config: EnvConfig,
-    reward: RewardConfig,
+    score: Score,
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
-    """Plays `settings.samples` episodes on every map, in the maps' order.
+    """Plays `settings.samples` episodes on every example, in the examples' order.
 
-    The last batch is filled up by repeating its maps, so that one program serves all.
+    The last batch is filled up by repeating its examples, so that one program serves all.
     """
     view, key = engine.make_view(policy, params), jax.random.key(seed)
-    board, score = environment(env_config), scorer(reward)
     parts = row_parts(policy.mesh)
-    batch = -(-min(BATCH, len(maps)) // parts) * parts
-    largest = max(maps, key=lambda map: map.size)
-    shapes = episodes.plan_shapes(policy, processor, board, [largest], settings)
+    batch = -(-min(BATCH, len(examples)) // parts) * parts
+    probes = task.probes(examples)
+    shapes = episodes.plan_shapes(policy, processor, task.environment, probes, settings)
     played: list[Episode] = []
-    for start in range(0, len(maps), batch):
-        real = list(range(start, min(start + batch, len(maps))))
+    for start in range(0, len(examples), batch):
+        real = list(range(start, min(start + batch, len(examples))))
         groups = [
-            episodes.Group(question=i, example=maps[i]) for i in [*real, *real * batch][:batch]
+            episodes.Group(question=i, example=examples[i]) for i in [*real, *real * batch][:batch]
         ]
         out, _ = episodes.rollout(
             policy,
             view,
             processor,
-            board,
+            task.environment,
             groups,
             settings,
             shapes,
@@ -163,7 +109,7 @@ def play(
         )
         played += out[: len(real) * settings.samples]
         if progress is not None:
-            progress(start + len(real), len(maps))
+            progress(start + len(real), len(examples))
     return played
 
 
@@ -171,21 +117,27 @@ def measure(
     policy: Policy,
     params: Params,
     processor: Processor,
-    maps: list[Map],
+    task: Task,
+    examples: Examples,
     config: EvalConfig,
-    env_config: EnvConfig,
     rollout: RolloutConfig,
-    reward: RewardConfig,
+    max_turns: int,
+    score: Score | None = None,
     *,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores:
-    """Evaluates at every configured temperature; greedy episodes are played once a map."""
+    """Evaluates at every configured temperature; greedy episodes are played once an example.
+
+    Args:
+      max_turns: replies an episode.
+      score: in place of the task's own.
+    """
     figures = {}
     for temperature in config.temperatures:
         samples = 1 if temperature == 0 else config.samples
         settings = episodes.Settings(
             samples=samples,
-            max_turns=env_config.max_turns,
+            max_turns=max_turns,
             max_new_tokens=rollout.max_new_tokens,
             sampling=Sampling(temperature, rollout.top_k, rollout.top_p),
         )
@@ -194,17 +146,17 @@ def measure(
             policy,
             params,
             processor,
-            maps,
+            task,
+            examples.examples,
             settings,
-            env_config,
-            reward,
+            score or task.score,
             progress=progress and (lambda done, of, name=name: progress(name, done, of)),
         )
         figures[temperature] = {
-            metric: np.array([e.rewards[metric] for e in played]).reshape(len(maps), samples)
-            for metric in METRICS
+            metric: np.array([e.rewards[metric] for e in played]).reshape(-1, samples)
+            for metric in task.metrics
         }
-    return Scores(maps, tuple(config.in_domain), figures)
+    return Scores(examples, task.noun, figures)
 
 
 def _temperature(temperature: float) -> str:
@@ -212,10 +164,10 @@ def _temperature(temperature: float) -> str:
 
 
 def half_interval(values: np.ndarray) -> float:
-    """Half-width of the 95% interval of the mean of [maps, samples].
+    """Half-width of the 95% interval of the mean of [examples, samples].
 
-    Samples of a map aren't independent: maps are the unit. Wilson's where a map has one 0/1
-    value, the normal one elsewhere; NaN for a single map.
+    Samples of an example aren't independent: examples are the unit. Wilson's where an example has
+    one 0/1 value, the normal one elsewhere; NaN for a single example.
     """
     n, z = len(values), 1.96
     if n < 2:
@@ -227,48 +179,54 @@ def half_interval(values: np.ndarray) -> float:
 
 
 def tables(scores: Scores) -> list[dict]:
-    """One table a temperature: {"name", "rows"}, a row a split, figures in 0 .. 1."""
+    """One table a temperature: {"name", "rows"}, a row a split, figures in 0 .. 1.
+
+    The interval is that of the final answer being right, whatever its form; of success where a task
+    tells no such figure.
+    """
     out = []
     for temperature, figures in scores.figures.items():
         rows = []
         for name, which in scores.splits():
-            row = {"split": name, "maps": int(which.sum())}
+            row = {"split": name, scores.noun: int(which.sum())}
             row |= {metric: round(float(v[which].mean()), 4) for metric, v in figures.items()}
-            row["+-95%"] = round(half_interval(figures["final_em"][which]), 4)
+            headline = figures.get("final_em", figures["success"])
+            row["+-95%"] = round(half_interval(headline[which]), 4)
             rows.append(row)
         out.append({"name": _temperature(temperature), "rows": rows})
     return out
 
 
 def comparison(before: Scores, after: Scores) -> dict:
-    """What training changed on the same maps, in points of success, and where the gain lies.
+    """What training changed on the same examples, in points of success, and where the gain lies.
 
-    gain = turn 1 + revision + format: turn-1 exact matches; wrong-to-right minus right-to-wrong;
-    and right answers no longer lost to broken form or a missing commit. The interval is that of
-    the paired difference over maps.
+    gain = turn 1 + revision + format, for tasks that have these figures; see `PARTS`. The interval
+    is that of the paired difference over examples.
     """
     rows = []
     for temperature, old in before.figures.items():
         new = after.figures[temperature]
         for name, which in before.splits():
-            was, now = ({m: 100 * f[m].mean(1)[which] for m in METRICS} for f in (old, new))
-            change = {m: now[m] - was[m] for m in METRICS}
+            was, now = ({m: 100 * v.mean(1)[which] for m, v in f.items()} for f in (old, new))
+            change = {m: now[m] - was[m] for m in was}
             n = int(which.sum())
             spread = 1.96 * change["success"].std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-            row = {
-                "turn-1 before": was["turn1_em"].mean(),
-                "turn-1 after": now["turn1_em"].mean(),
+            row = {}
+            if "turn1_em" in was:
+                row |= {"turn-1 before": was["turn1_em"].mean()}
+                row |= {"turn-1 after": now["turn1_em"].mean()}
+            row |= {
                 "before": was["success"].mean(),
                 "after": now["success"].mean(),
                 "gain": change["success"].mean(),
                 "+-95%": spread,
-                "of turn 1": change["turn1_em"].mean(),
-                "of revision": (change["wrong_to_right"] - change["right_to_wrong"]).mean(),
-                "of format": -change["lost_to_format"].mean(),
             }
-            labels = {"split": name, "sampling": _temperature(temperature), "maps": n}
+            for part, signs in PARTS.items():
+                if all(m in change for m in signs):
+                    row[part] = sum(sign * change[m].mean() for m, sign in signs.items())
+            labels = {"split": name, "sampling": _temperature(temperature), before.noun: n}
             rows.append(labels | {k: round(float(v), 1) + 0.0 for k, v in row.items()})
-    return {"name": "success before and after, in percent of maps", "rows": rows}
+    return {"name": f"success before and after, in percent of {before.noun}", "rows": rows}
 
 
 def save(path: pathlib.Path, tables: list[dict]) -> None:
@@ -323,23 +281,25 @@ def main(
             "with the sections env and rollout"
         )
     config = load_recipe(pathlib.Path(recipe), overrides)
-    reward = config.reward if isinstance(config, TrainConfig) else RewardConfig()
     policy, params = hf.load_pretrained(model)
-    maps = evaluation_maps(config.eval)
-    print(f"{len(maps)} maps from {config.eval.path or 'the generator'}")
+    processor = load_processor(policy.directory)
+    task = tasks.make(config, processor)
+    examples = task.evaluation()
+    print(f"{len(examples.examples)} {task.noun} from {examples.source}")
     scores = measure(
         policy,
         params,
-        load_processor(policy.directory),
-        maps,
+        processor,
+        task,
+        examples,
         config.eval,
-        config.env,
         config.rollout,
-        reward,
-        progress=lambda name, done, of: print(f"{name}: {done} of {of} maps", flush=True),
+        config.env.max_turns,
+        tasks.score_of(config, task),
+        progress=lambda name, done, of: print(f"{name}: {done} of {of} {task.noun}", flush=True),
     )
     result = tables(scores)
-    show(brief(scores, f"{checkpoint}, in percent of maps"))
+    show(brief(scores, f"{checkpoint}, in percent of {task.noun}"))
     target = pathlib.Path(output or ("." if checkpoint in hf.SHIPPED else path))
     target = target / "evaluation.json" if target.is_dir() else target
     save(target, result)
@@ -348,20 +308,18 @@ def main(
 
 
 def load_recipe(path: pathlib.Path, overrides: list[str]) -> TrainConfig | SftConfig:
-    """A recipe of either kind; of a supervised one the reward is the released."""
+    """A recipe of either kind."""
     kind = SftConfig if "demonstrations:" in path.read_text() else TrainConfig
     return load(path, overrides, kind)
 
 
 def brief(scores: Scores, name: str) -> dict:
     """All temperatures in one table, the columns that fit a terminal, in percent."""
-    columns = ("turn1_em", "final_em", "+-95%", "success", "wrong_to_right", "right_to_wrong")
-    columns += ("clean_commit", "format_error")
-    rows = [
-        {"split": row["split"], "sampling": table["name"], "maps": row["maps"]}
-        | {c.replace("_", " "): round(100 * row[c], 1) for c in columns}
-        | {"turns": round(row["turns"], 2)}
-        for table in tables(scores)
-        for row in table["rows"]
-    ]
+    rows = []
+    for table in tables(scores):
+        for row in table["rows"]:
+            labels = {"split": row["split"], "sampling": table["name"]}
+            figures = {c.replace("_", " "): round(100 * row[c], 1) for c in BRIEF if c in row}
+            counts = {"turns": round(row["turns"], 2)} if "turns" in row else {}
+            rows.append(labels | {scores.noun: row[scores.noun]} | figures | counts)
     return {"name": name, "rows": rows}

@@ -78,19 +78,24 @@ def _episode(folder: pathlib.Path, episode: Mapping[str, Any]) -> str:
 
 
 def _turn(folder: pathlib.Path, index: int, turn: Mapping[str, Any], rolled: bool) -> str:
-    """A turn's picture with the reply to it below."""
+    """A turn's pictures and its prompt with the reply to it below."""
     label = f"turn {index + 1}" + (", rolled in" if rolled else "")
-    picture = turn.get("picture")
-    path = folder / str(picture)
-    if picture and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        shown = f'<img alt="{label}" src="data:image/png;base64,{data}">'
-    else:
-        shown = f'<div class="missing">{"picture missing" if picture else "no picture"}</div>'
+    shown = "".join(_picture(folder, str(name), label) for name in turn.get("pictures", ()))
+    shown = shown or '<div class="missing">no picture</div>'
+    asked = turn.get("prompt")
+    prompt = f'<p class="prompt">{html.escape(asked)}</p>' if asked else ""
     text = turn.get("text")
     reply = f"<pre>{mark_tags(text)}</pre>" if text is not None else ""
     kind = "turn rolled" if rolled else "turn"
-    return f'<div class="{kind}"><h4>{label}</h4>{shown}{reply}</div>'
+    return f'<div class="{kind}"><h4>{label}</h4>{shown}{prompt}{reply}</div>'
+
+
+def _picture(folder: pathlib.Path, name: str, label: str) -> str:
+    path = folder / name
+    if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        return f'<img alt="{label}" src="data:image/png;base64,{data}">'
+    return '<div class="missing">picture missing</div>'
 
 
 def mark_tags(text: str) -> str:

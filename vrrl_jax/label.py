@@ -118,11 +118,19 @@ def _group_advantages(scores, groups, mask, kind):
     )
 
 
-def terminal_rewards(episodes: list[Episode], padded: Padded) -> np.ndarray:
-    """The episode's total on its last generated token: float32 [B, S]."""
+def placed_rewards(episodes: list[Episode], padded: Padded) -> np.ndarray:
+    """Rewards on the last generated tokens: float32 [B, S].
+
+    The total on the episode's last; or, where the reward is placed on turns, each turn's own on
+    its last. What belongs to rolled-in turns, which weren't generated, is nobody's.
+    """
     rewards = np.zeros_like(padded.loss_mask)
     for b, episode in enumerate(episodes):
-        rewards[b, padded.final[b]] = episode.rewards["total"]
+        if not episode.turn_rewards:
+            rewards[b, padded.final[b]] = episode.rewards["total"]
+            continue
+        at = np.flatnonzero(padded.last[b])
+        rewards[b, at] = np.asarray(episode.turn_rewards)[padded.turn_index[b, at]]
     return rewards
 
 

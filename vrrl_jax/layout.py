@@ -39,12 +39,16 @@ class PictureLayout:
 
 @dataclasses.dataclass(frozen=True)
 class PackShape:
-    """The static shape of packed rows: `rows` R, `tokens` T, `slots` K, `patches` P."""
+    """The static shape of packed rows: `rows` R, `tokens` T, `slots` K, `patches` P, `features` F.
+
+    F says how wide a patch is where no row has a picture.
+    """
 
     rows: int
     tokens: int
     slots: int
     patches: int
+    features: int = 1
 
 
 def token_count(grid: tuple[int, int, int], merge: int) -> int:
@@ -173,9 +177,15 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def pack_pictures(
-    rows: Seq[Seq[Picture]], layout: PictureLayout, slots: int, patches: int
+    rows: Seq[Seq[Picture]], layout: PictureLayout, slots: int, patches: int, features: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[np.ndarray]]]:
     """Pictures of each row into K slots of P patches, first fit; small ones share a slot.
+
+    Args:
+      rows: the pictures of each row.
+      layout: the tower's layout.
+      slots, patches: K and P.
+      features: of a patch, where there is no picture to tell.
 
     Returns:
       patches [R, K, P, F], coords [R, K, P, 4], segments [R, K, P] as in `Pictures`, and for
@@ -190,7 +200,7 @@ def pack_pictures(
             f"such as {round_up(patches, layout.block)}"
         )
     first = next((p for row in rows for p in row), None)
-    features = 1 if first is None else first.patches.shape[-1]
+    features = features if first is None else first.patches.shape[-1]
     dtype = np.uint8 if first is None else first.patches.dtype
     data = np.zeros((len(rows), slots, patches, features), dtype)
     coords = np.zeros((len(rows), slots, patches, 4), np.int32)
@@ -293,7 +303,7 @@ def pack(
 
     pictures = [[p for i in row for p in sequences[i].pictures] for row in members]
     data, coords, picture_segments, sources = pack_pictures(
-        pictures, layout, shape.slots, shape.patches
+        pictures, layout, shape.slots, shape.patches, shape.features
     )
     for r, row in enumerate(members):
         at, unit_runs = 0, iter(sources[r])

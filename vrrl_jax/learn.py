@@ -52,7 +52,7 @@ def learn(
         referred = _score(policy, reference, whole, padded, config.rollout.temperature)
         fields["ref_logprobs"] = referred["logprobs"]
     if algorithm.name == "ppo":
-        rewards = label.terminal_rewards(played, padded)
+        rewards = label.placed_rewards(played, padded)
         estimate, returns = label.generalised_advantages(
             rewards, scored["values"], algorithm.discount, algorithm.lambda_, padded.loss_mask
         )
@@ -146,6 +146,7 @@ def update_shape(config: TrainConfig, policy: Policy, shapes: episodes.Shapes) -
         rows=config.update.rows_per_microbatch,
         tokens=tokens,
         # Of the largest pictures; smaller ones share a slot.
-        slots=max(config.env.max_turns, -(-tokens // shapes.prompt)),
+        slots=shapes.pictures * max(config.env.max_turns, -(-tokens // shapes.prompt)),
         patches=max(config.update.picture_patches or 0, shapes.patches),
+        features=shapes.features,
     )

@@ -247,7 +247,7 @@ def save_episodes(
 ) -> pathlib.Path:
     """Writes episodes/step_<step>.json, and every picture of every turn as a PNG beside it.
 
-    Turn u shows `images[u]` and answers `texts[u]`; either may be missing at the end.
+    Turn u shows the pictures `images[u]` and answers `texts[u]`; either may be missing at the end.
     """
     from PIL import Image
 
@@ -258,11 +258,13 @@ def save_episodes(
     for i, episode in enumerate(episodes):
         turns = []
         for u in range(max(len(episode.images), len(episode.texts))):
-            picture = f"{name}/{i:02d}_turn{u}.png" if u < len(episode.images) else None
-            if picture is not None:
-                Image.fromarray(episode.images[u]).save(folder / picture, optimize=True)
+            shown = episode.images[u] if u < len(episode.images) else ()
+            files = [f"{name}/{i:02d}_turn{u}_{k}.png" for k in range(len(shown))]
+            for file, image in zip(files, shown, strict=True):
+                Image.fromarray(image).save(folder / file, optimize=True)
             text = episode.texts[u] if u < len(episode.texts) else None
-            turns.append({"picture": picture, "text": text})
+            prompt = episode.prompts[u] if u < len(episode.prompts) else None
+            turns.append({"pictures": files, "prompt": prompt, "text": text})
         records.append(
             {
                 "question": int(episode.question),

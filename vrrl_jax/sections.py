@@ -36,15 +36,6 @@ def share(config: object, *keys: str) -> None:
         require(value is None or 0 <= value <= 1, key, f"must lie in 0 .. 1, got {value}")
 
 
-def _levels(config: object) -> None:
-    levels = config.levels
-    require(
-        len(levels) > 0 and all(2 <= level <= 16 for level in levels),
-        "levels",
-        f"must list sides of the grid from 2 to 16, as in [3, 4, 5], got {list(levels)}",
-    )
-
-
 @section
 class LoraConfig:
     """Low-rank adapters (LoRA, arXiv 2106.09685), trained with the base frozen.
@@ -109,60 +100,6 @@ class PolicyConfig:
 
 
 @section
-class FrozenLakeData:
-    """Maps, read or generated.
-
-    Attributes:
-      path: published maps (maps.json, eval_data.json or their folder); None generates.
-      seed: of generation.
-      count: maps generated.
-      levels: sides of the grid.
-      weights: share of each level; None takes the generator's own.
-      hole_probability: range from which each map's density of holes is drawn.
-      limit: read at most so many maps.
-      exclude: files or folders of maps to keep out: what evaluation uses.
-    """
-
-    path: str | None = None
-    seed: int = 0
-    count: int = 3000
-    levels: tuple[int, ...] = (3, 4, 5)
-    weights: tuple[float, ...] | None = None
-    hole_probability: tuple[float, float] = (0.05, 0.45)
-    limit: int | None = None
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        at_least(self, 1, "count", "limit")
-        _levels(self)
-        low, high = self.hole_probability
-        require(
-            0 <= low <= high < 1, "hole_probability", f"must be 0 <= low <= high < 1: {low}, {high}"
-        )
-        if self.weights is not None:
-            fits = len(self.weights) == len(self.levels) and min(self.weights) >= 0
-            require(
-                fits and sum(self.weights) > 0,
-                "weights",
-                f"must give a share of at least 0 for each of levels {list(self.levels)}",
-            )
-
-
-@section
-class EnvConfig:
-    """The environment. `cell` is in pixels; texts of None are the environment's own."""
-
-    cell: int = 64
-    max_turns: int = 8
-    question: str | None = None
-    verify: str | None = None
-
-    def __post_init__(self):
-        at_least(self, 4, "cell")
-        at_least(self, 1, "max_turns")
-
-
-@section
 class RolloutConfig:
     """How episodes are sampled.
 
@@ -188,34 +125,6 @@ class RolloutConfig:
         at_least(self, 0, "top_k")
         positive(self, "temperature", "top_p")
         share(self, "top_p")
-
-
-@section
-class RewardConfig:
-    """The options of the released FrozenLake reward; `rewards/frozenlake.py` explains each."""
-
-    correct_value: float = 1.0
-    format_value: float = 0.1
-    lambda_deg: float = 0.5
-    reflect_weight: float = 0.9
-    reflect_lower_clip: float = 0.0
-    em_reflect_bonus_weight: float = 0.1
-    em_reflect_step_discount: float = 1.0
-    step_cost: float = 0.01
-    overshoot_zero: bool = True
-    min_turns: int = 1
-    graded: bool = False
-    outcome_weight: float = 0.0
-
-    def __post_init__(self):
-        positive(self, "correct_value")
-        at_least(self, 0, "format_value", "lambda_deg", "reflect_weight", "step_cost")
-        at_least(self, 0, "em_reflect_bonus_weight", "outcome_weight")
-        at_least(self, 1, "min_turns")
-        share(self, "em_reflect_step_discount")
-        require(-1 <= self.reflect_lower_clip <= 1, "reflect_lower_clip", "must lie in -1 .. 1")
-        if self.graded:
-            positive(self, "outcome_weight")
 
 
 @section
@@ -290,21 +199,17 @@ class EvalConfig:
     Attributes:
       enabled: False trains without any.
       every: steps between; 0 leaves it to the ends of the run.
-      path: published maps; None generates `count` of them, disjoint from the training maps.
-      count, seed, levels: of generated maps.
-      in_domain: levels that count as in-domain; the others are out of distribution.
+      count: examples, the same number of each split.
+      seed: of generated examples.
       temperatures: each is a row of the table; 0 is greedy.
-      samples: episodes a map at a temperature over 0.
-      references: other checkpoints to score on the same maps at the end of a run.
+      samples: episodes an example at a temperature over 0.
+      references: other checkpoints to score on the same examples at the end of a run.
     """
 
     enabled: bool = True
     every: int = 0
-    path: str | None = None
     count: int = 500
     seed: int = 1_000_003
-    levels: tuple[int, ...] = (3, 4, 5, 6)
-    in_domain: tuple[int, ...] = (3, 4, 5)
     temperatures: tuple[float, ...] = (0.0, 1.0)
     samples: int = 1
     references: tuple[str, ...] = ()
@@ -312,7 +217,6 @@ class EvalConfig:
     def __post_init__(self):
         at_least(self, 0, "every")
         at_least(self, 1, "count", "samples")
-        _levels(self)
         require(
             len(self.temperatures) > 0 and min(self.temperatures) >= 0,
             "temperatures",

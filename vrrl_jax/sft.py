@@ -12,17 +12,16 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vrrl_jax import evaluate, label, layout, start
+from vrrl_jax import evaluate, label, layout, start, tasks
 from vrrl_jax import log as logs
 from vrrl_jax.checkpoint import adapters, hf
 from vrrl_jax.checkpoint import state as checkpoints
-from vrrl_jax.config import RewardConfig, SftConfig
-from vrrl_jax.data import demonstrations, frozenlake
-from vrrl_jax.envs import frozenlake as env
+from vrrl_jax.config import SftConfig
 from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Policy
 from vrrl_jax.optimizer import make_optimizer, schedule
@@ -32,6 +31,8 @@ from vrrl_jax.processing.processor import Processor, load_processor
 from vrrl_jax.progress import bytes_bar
 from vrrl_jax.rl import update
 from vrrl_jax.rl.update import Microbatch
+from vrrl_jax.rollout.episodes import answered
+from vrrl_jax.tasks import Task
 from vrrl_jax.types import Sequence
 
 
@@ -46,7 +47,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
     # --- what is trained ---
     policy, params, frozen = start.start(config.policy, start.open_mesh(config), config.seed)
     processor = load_processor(policy.directory)
-    exclude = held_out(config.data.exclude)
+    task = tasks.make(config, processor)
     tx = make_optimizer(config.optimizer, config.steps)
     state = update.init_state(policy, params, tx)
     del params  # the state's buffers are donated: nobody else may hold them
@@ -60,16 +61,16 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
     )
     rate = schedule(config.optimizer, config.steps)
 
-    maps = evaluate.evaluation_maps(config.eval, exclude)
     measure = functools.partial(
         evaluate.measure,
         policy,
         processor=processor,
-        maps=maps,
+        task=task,
+        examples=task.evaluation(),
         config=config.eval,
-        env_config=config.env,
         rollout=config.rollout,
-        reward=RewardConfig(),
+        max_turns=config.env.max_turns,
+        score=tasks.score_of(config, task),
     )
     run_dir = logs.open_run(config, resume=resume)
     with (
@@ -84,8 +85,8 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
 
         # --- the loop ---
         def make(step: int):
-            sequences = draw_sequences(step, config, processor, exclude)
-            return pack_batch(policy, sequences, config.batch)
+            sequences = draw_sequences(step, config, processor, task)
+            return pack_batch(policy, sequences, config.batch, processor.images.features)
 
         for step, (batch, occupancy) in prefetch(make, iter(range(first, config.steps))):
             started = time.perf_counter()
@@ -149,68 +150,46 @@ def guard(state: update.TrainState, average, limit: int, saved, step: int) -> No
         )
 
 
-def held_out(paths: tuple[str, ...]) -> frozenset[str]:
-    """Keys of published maps that no demonstration may show."""
-    return frozenset(map.key for path in paths for map in frozenlake.load(path).maps)
-
-
 def demonstration_sequence(
-    map: frozenlake.Map,
-    rng: random.Random,
-    processor: Processor,
-    settings: env.Settings,
-    config,
-    single_turn: bool,
+    task: Task, example: Any, rng: random.Random, processor: Processor, single_turn: bool
 ) -> Sequence:
     """One demonstration, played through the real environment and tokenised."""
-    replies = demonstrations.demonstrate(
-        map,
-        rng,
-        wrong_first=config.wrong_first,
-        second_error=config.second_error,
-        max_turns=1 if single_turn else config.max_turns,
-        soft_targets=config.soft_targets,
-        decision_weight=config.decision_weight,
-    )
-    prompt = env.reset(map, settings)
-    chunks = [encode.first_chunk(processor, prompt.text, prompt.picture)]
-    for turn, reply in enumerate(replies[:-1]):
-        prompt = env.step(map, reply.text, turn, settings).prompt
-        chunks.append(encode.next_chunk(processor, prompt.text, prompt.picture))
+    replies = task.demonstrate(example, rng, single_turn)
+    chunks = [encode.first_chunk(processor, task.environment.reset(example))]
+    for turn in range(1, len(replies)):
+        outcome = answered(task.environment, example, [reply.text for reply in replies[:turn]])
+        chunks.append(encode.next_chunk(processor, outcome.prompt))
     return encode.demonstration(processor, chunks, list(replies))
 
 
 def draw_sequences(
-    step: int,
-    config: SftConfig,
-    processor: Processor,
-    exclude: frozenset[str],
+    step: int, config: SftConfig, processor: Processor, task: Task
 ) -> list[Sequence]:
     """The demonstrations of a step: a function of (seed, step) alone, so a run can resume."""
-    demo, data = config.demonstrations, config.data
-    settings = evaluate.environment(config.env).settings
+    demo = config.demonstrations
     rng = random.Random(f"{config.seed}/{step}")
-    maps = frozenlake.generate(
-        rng.getrandbits(31),
-        config.batch.sequences,
-        data.levels,
-        weights=data.weights,
-        hole_probability=tuple(data.hole_probability),
-        exclude=exclude,
-    )
     sequences, tokens = [], 0
-    for map in maps:
+    for example in task.fresh(rng, config.batch.sequences):
         single = step < demo.single_turn_steps or rng.random() < demo.single_turn_fraction
-        sequences.append(demonstration_sequence(map, rng, processor, settings, demo, single))
+        if step < demo.reading_steps or rng.random() < demo.reading_fraction:
+            prompt, reply = task.transcribe(example)
+            chunk = encode.first_chunk(processor, prompt)
+            sequences.append(encode.demonstration(processor, [chunk], [reply]))
+        else:
+            sequences.append(demonstration_sequence(task, example, rng, processor, single))
         tokens += sequences[-1].tokens.size
         if tokens >= config.batch.rows * config.batch.row_tokens * config.batch.fill:
             break
     return sequences
 
 
-def pack_batch(policy: Policy, sequences: list[Sequence], batch) -> tuple[Microbatch, float]:
+def pack_batch(
+    policy: Policy, sequences: list[Sequence], batch, features: int = 1
+) -> tuple[Microbatch, float]:
     """Packed rows with weights that sum to 1, and the share of token slots in use."""
-    shape = layout.PackShape(batch.rows, batch.row_tokens, batch.picture_slots, batch.slot_patches)
+    shape = layout.PackShape(
+        batch.rows, batch.row_tokens, batch.picture_slots, batch.slot_patches, features
+    )
     place = policy.config.layout
     assignment = layout.assign_rows(sequences, place, shape)
     if max(assignment) < 0:

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,9 @@ def load(path: str | pathlib.Path, overrides: Sequence[str], cls: type[T]) -> T:
       path: the recipe.
       overrides: "dotted.key=value" each, value in YAML; a later one wins. A mapping replaces its
         whole section.
-      cls: a dataclass whose fields are scalars, tuples, optionals and nested dataclasses, all of
-        them with defaults.
+      cls: a dataclass whose fields are scalars, tuples, optionals, nested dataclasses and tuples of
+        these, all of them with defaults. `list[2].key=value` overrides a key of a tuple's third
+        section, counted from 0.
 
     Raises:
       FileNotFoundError: no such file.
@@ -83,31 +85,60 @@ def load(path: str | pathlib.Path, overrides: Sequence[str], cls: type[T]) -> T:
     return _section(tree, cls, "", None, cls)
 
 
+def peek(path: str | pathlib.Path, overrides: Sequence[str], key: str) -> str | None:
+    """The text that a file and overrides give a top-level key; None where it has none.
+
+    For what decides which class `load` reads the file into; it says what is wrong with the rest.
+    """
+    found = None
+    try:
+        node = yaml.compose(pathlib.Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if name.value == key and isinstance(value, yaml.ScalarNode):
+                found = value.value
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if equals and name.strip().removeprefix("--") == key:
+            found = value.strip()
+    return found
+
+
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML; `load` reads it back to an equal one."""
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
 def dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
-    """Every key of a configuration class, sections before what they hold."""
+    """Every key of a configuration class, sections before what they hold; `list[].key` in tuples
+    of sections."""
     for name, hint in typing.get_type_hints(cls).items():
         yield prefix + name
         if dataclasses.is_dataclass(hint):
             yield from dotted_keys(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(hint.__args__[0]):
+            yield from dotted_keys(hint.__args__[0], f"{prefix}{name}[].")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Sections as blocks, lists on one line: as a person would write a recipe."""
+    """Sections as blocks, lists of plain values on one line: as a person would write a recipe."""
 
 
-_Dumper.add_representer(
-    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True)
-)
+def _represent_list(dumper: yaml.SafeDumper, data: list) -> yaml.Node:
+    plain = not any(isinstance(item, dict) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, plain)
+
+
+_Dumper.add_representer(list, _represent_list)
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
@@ -151,15 +182,34 @@ def _override(tree: _Placed, text: str, cls: type) -> None:
     level, parts = tree.value, key.split(".")
     for depth, part in enumerate(parts[:-1], 1):
         section = ".".join(parts[:depth])
-        if section not in dotted_keys(cls):
+        if _unnumbered(section).removesuffix("[]") not in dotted_keys(cls):
             raise ConfigError(f"{place}: unknown key '{key}'{_suggest(key, cls)}")
-        below = level.get(part)
+        below = _member(level, part, place) if part.endswith("]") else level.get(part)
         if below is None or below.value is None:
             below = level[part] = _Placed({}, place)
         if not isinstance(below.value, dict):
             raise _mismatch(below, section, "a section of its own keys")
         level = below.value
     level[parts[-1]] = value._replace(raw=raw.strip(), literal=True)
+
+
+def _unnumbered(dotted: str) -> str:
+    """`list[2].key` as `list[].key`, the name that `dotted_keys` gives it."""
+    return re.sub(r"\[\d+\]", "[]", dotted)
+
+
+def _member(level: dict[str, _Placed], part: str, place: str) -> _Placed:
+    """The section that `list[2]` means.
+
+    Raises:
+      ConfigError: there is no such list, or it is shorter.
+    """
+    name, _, number = part.removesuffix("]").partition("[")
+    members = level[name].value if name in level else []
+    if not isinstance(members, list) or not number.isdecimal() or int(number) >= len(members):
+        count = len(members) if isinstance(members, list) else 0
+        raise ConfigError(f"{place}: there is no '{part}': '{name}' has {count}, counted from 0")
+    return members[int(number)]
 
 
 def _section(tree: _Placed, cls: type[T], prefix: str, default: T | None, root: type) -> T:
@@ -206,6 +256,10 @@ def _convert(value: _Placed, hint: Any, dotted: str, default: Any, root: type) -
             raise _mismatch(value, dotted, "a section of its own keys")
         return _section(value, hint, f"{dotted}.", default, root)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        if not isinstance(value.value, dict):
+            raise _mismatch(value, dotted, "a mapping")
+        return {name: _free(item) for name, item in value.value.items()}
     if origin in (typing.Union, types.UnionType):
         if value.value is None and type(None) in arguments:
             return None
@@ -225,11 +279,21 @@ def _convert(value: _Placed, hint: Any, dotted: str, default: Any, root: type) -
     return _convert_scalar(value, hint, dotted)
 
 
+def _free(value: _Placed) -> Any:
+    """A value as YAML read it, for what nobody here knows the type of."""
+    if isinstance(value.value, dict):
+        return {name: _free(item) for name, item in value.value.items()}
+    if isinstance(value.value, list):
+        return [_free(item) for item in value.value]
+    return value.value
+
+
 def _convert_tuple(
     value: _Placed, arguments: tuple[Any, ...], dotted: str, root: type
 ) -> tuple[Any, ...]:
     inner = arguments[0]
     name = {int: "integers", float: "numbers", str: "texts"}.get(inner, "values")
+    name = "sections" if dataclasses.is_dataclass(inner) else name
     expected = f"a list of {'' if arguments[-1] is ... else f'{len(arguments)} '}{name}"
     if not isinstance(value.value, list):
         raise _mismatch(value, dotted, expected)
@@ -292,7 +356,7 @@ def _shown(value: _Placed) -> str:
 
 def _suggest(dotted: str, root: type) -> str:
     """ "; did you mean 'x'?", from the same section first, then from all keys of the recipe."""
-    known = list(dotted_keys(root))
+    known, dotted = list(dotted_keys(root)), _unnumbered(dotted)
     section, _, name = dotted.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == section]
     names = [k.rpartition(".")[2] for k in siblings]

@@ -19,14 +19,16 @@ import jax
 import numpy as np
 
 from vrrl_jax.checkpoint import hf
+from vrrl_jax.config import NavigationEnv
 from vrrl_jax.data import frozenlake
 from vrrl_jax.data.frozenlake import Map
-from vrrl_jax.envs.frozenlake import Environment, Settings
+from vrrl_jax.envs.frozenlake import PROBE, Environment, Settings
 from vrrl_jax.models import policy as models
 from vrrl_jax.models.config import from_hf
 from vrrl_jax.models.lora import add_lora, place
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.processing.processor import Processor, load_processor
+from vrrl_jax.tasks.frozenlake import FrozenLake
 
 CELL = 28  # pixels a cell: one picture token each
 # The architecture in words of a Hugging Face config.json, over that of the shipped policy.
@@ -100,9 +102,20 @@ def tiny_environment(max_turns: int = 3) -> Environment:
     return Environment(Settings(cell=CELL, max_turns=max_turns, question="Solve", verify="Verify"))
 
 
+def tiny_task(max_turns: int = 4) -> FrozenLake:
+    """The environment's task: examples, reward and demonstrations beside it."""
+    env = NavigationEnv(cell=CELL, max_turns=max_turns, question="Solve", verify="Verify")
+    return FrozenLake(env=env)
+
+
 def tiny_maps(count: int, seed: int = 0) -> list[Map]:
     """`count` different solvable 3x3 maps."""
     return frozenlake.generate(seed, count, levels=(3,))
+
+
+def tiny_probes() -> list[tuple[Map, str]]:
+    """What `rollout.episodes.plan_shapes` plans for: a map of theirs and a reply to it."""
+    return [(tiny_maps(1)[0], PROBE)]
 
 
 def write_tiny_checkpoint(

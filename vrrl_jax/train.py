@@ -9,20 +9,19 @@ import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vrrl_jax import collect, compiles, evaluate, learn, report, start
+from vrrl_jax import collect, compiles, evaluate, learn, report, start, tasks
 from vrrl_jax import log as logs
 from vrrl_jax.checkpoint import adapters, hf
 from vrrl_jax.checkpoint import state as checkpoints
 from vrrl_jax.config import TrainConfig
-from vrrl_jax.data import frozenlake
-from vrrl_jax.data.frozenlake import Map
-from vrrl_jax.envs.frozenlake import THINK
+from vrrl_jax.data import loading
 from vrrl_jax.models.lora import has_lora, join_params, strip_lora
 from vrrl_jax.models.policy import Params
 from vrrl_jax.optimizer import make_optimizer, schedule
@@ -45,18 +44,17 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     started = time.perf_counter()
     compilations = compiles.Counter()
 
-    # --- what plays: maps, policy, environment ---
+    # --- what plays: policy, examples, environment ---
     mesh = start.open_mesh(config)
     algorithm, rollout = config.algorithm, config.rollout
-    exclude = frozenset(m.key for path in config.data.exclude for m in frozenlake.load(path).maps)
-    maps = training_maps(config, exclude)
     for path in config.eval.references:
         hf.resolve(path)
-    test_maps = evaluate.evaluation_maps(config.eval, frozenset(m.key for m in maps))
     policy, params, frozen = start.start(config.policy, mesh, config.seed)
     processor = load_processor(policy.directory)
-    board = evaluate.environment(config.env)
-    score = evaluate.scorer(config.reward, config.roll_in.decision_bonus)
+    task = tasks.make(config, processor)
+    score = tasks.score_of(config, task)
+    examples = task.training()
+    tested = task.evaluation(examples)
     settings = episodes.Settings(
         samples=rollout.samples,
         max_turns=config.env.max_turns,
@@ -65,9 +63,10 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
         train_prefix=config.roll_in.train_prefix,
         train_end=rollout.train_end_token,
     )
-    largest = max(maps, key=lambda map: map.size)
     rolls_in = config.modes.roll_in > 0
-    shapes = episodes.plan_shapes(policy, processor, board, [largest], settings, roll_in=rolls_in)
+    shapes = episodes.plan_shapes(
+        policy, processor, task.environment, task.probes(examples), settings, roll_in=rolls_in
+    )
     shape = learn.update_shape(config, policy, shapes)
 
     # --- what learns: state, reference, buffers, programs ---
@@ -85,18 +84,30 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     programs = update.make_programs(
         functools.partial(update.policy_loss, policy, learn.objective(config)), tx, policy
     )
+    open_group = functools.partial(episodes.open_group, policy, task.environment, processor, shapes)
+    skipped: dict[int, str] = {}  # examples that can't be shown, and why
+    most_skipped = loading.allowed_bad(len(examples))
+
+    def next_question(cursor: int) -> tuple[int, int]:
+        (question,), cursor = collect.next_questions(config.seed, examples, cursor, 1)
+        return question, cursor
+
     rate = schedule(config.optimizer, updates)
     key = jax.random.key(config.seed)
 
     run_dir = logs.open_run(config, resume=resume)
-    print(f"{len(maps)} training maps, {len(test_maps)} evaluation maps; run directory {run_dir}")
+    print(
+        f"{len(examples)} training {task.noun}, {len(tested.examples)} evaluation {task.noun}; "
+        f"run directory {run_dir}"
+    )
     with (
         checkpoints.open_checkpoints(run_dir / "checkpoints", config.checkpoint.keep) as saved,
         logs.Writer(run_dir, config.steps, config.log, resume=resume) as log,
     ):
         measure = functools.partial(
-            _measure, policy, processor=processor, maps=test_maps, config=config, log=log
-        )
+            _measure, policy, task=task, examples=tested, score=score, processor=processor,
+            config=config, log=log,
+        )  # fmt: skip
         # Before anything is restored: a resumed run compares with the same base.
         base = measure(whole()) if config.eval.enabled else None
         if base is not None:
@@ -121,7 +132,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                     policy,
                     view,
                     processor,
-                    board,
+                    task.environment,
                     groups,
                     chosen,
                     shapes,
@@ -132,10 +143,14 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
 
             def draw_groups(cursor, attempt, buffer, step=step):
                 ids, cursor = collect.next_questions(
-                    config.seed, len(maps), cursor, rollout.questions
+                    config.seed, examples, cursor, rollout.questions
                 )
                 groups, buffer = collect.make_groups(
-                    ids, maps, buffer, config.modes, config.roll_in, THINK, key, step, attempt
+                    ids, examples, buffer, config.modes, config.roll_in, task.revision, key, step,
+                    attempt,
+                )  # fmt: skip
+                groups, cursor = collect.open_groups(
+                    groups, examples, open_group, next_question, cursor, skipped, most_skipped
                 )
                 return groups, cursor, buffer
 
@@ -156,7 +171,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             )
             cursor, buffer = collected.cursor, collected.buffer
             generated += len(collected.generated)
-            metrics = collected.metrics | summary(collected.generated)
+            metrics = collected.metrics | summary(collected.generated, task.metrics)
             rolled = time.perf_counter()
 
             if collected.episodes:
@@ -177,6 +192,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                     "update_seconds": now - rolled,
                     "step_seconds": now - began,
                     "compilations": compilations.count - before,
+                    "count/examples_skipped": len(skipped),
                 },
             )
             if keeps:
@@ -198,7 +214,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     if config.policy.lora.rank:
         print(f"adapters        {adapters.save_adapter(run_dir / 'adapter', policy, whole())}")
     if final is not None:
-        name = f"success before ({config.policy.path}) and after, in percent of maps"
+        name = f"success before ({config.policy.path}) and after, in percent of {task.noun}"
         compared = evaluate.comparison(base, final) | {"name": name}
         evaluate.save(run_dir / "evaluation_final.json", [compared, *evaluate.tables(final)])
         evaluate.show(compared)
@@ -208,13 +224,15 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                 other,
                 weights,
                 processor,
-                test_maps,
+                task,
+                tested,
                 config.eval,
-                config.env,
                 rollout,
-                config.reward,
+                config.env.max_turns,
+                score,
             )
-            evaluate.show(evaluate.brief(scores, f"for comparison: {path}, in percent of maps"))
+            name = f"for comparison: {path}, in percent of {task.noun}"
+            evaluate.show(evaluate.brief(scores, name))
     print(f"trained policy  {exported}")
     print(f"report          {report.write_report(run_dir)}")
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes, {generated} episodes generated")
@@ -243,9 +261,9 @@ def evaluates(config: TrainConfig, done: int) -> bool:
 # --- figures, guards ---------------------------------------------------------------------------
 
 
-def summary(played: list[Episode]) -> dict[str, float]:
+def summary(played: list[Episode], metrics: Sequence[str]) -> dict[str, float]:
     """Means over the episodes of a rollout, before any filter."""
-    means = {name: float(np.mean([e.rewards[name] for e in played])) for name in evaluate.METRICS}
+    means = {name: float(np.mean([e.rewards[name] for e in played])) for name in metrics}
     reward = means.pop("total")
     return {
         "reward": reward,
@@ -254,31 +272,6 @@ def summary(played: list[Episode]) -> dict[str, float]:
         "episode_tokens": float(np.mean([e.tokens.size for e in played])),
         **means,
     }
-
-
-def training_maps(config: TrainConfig, exclude: frozenset[str]) -> list[Map]:
-    """Published or generated maps, none of `exclude`; what was skipped is printed.
-
-    Raises:
-      ValueError: `exclude` leaves none.
-    """
-    data = config.data
-    if data.path is None:
-        return frozenlake.generate(
-            data.seed,
-            data.count,
-            data.levels,
-            data.weights,
-            tuple(data.hole_probability),
-            exclude,
-        )
-    loaded = frozenlake.load(data.path, data.limit)
-    for line in loaded.skipped:
-        print(f"skipped: {line}")
-    maps = [map for map in loaded.maps if map.key not in exclude]
-    if not maps:
-        raise ValueError(f"data.exclude leaves none of the {len(loaded.maps)} maps of {data.path}")
-    return maps
 
 
 def guard(state, config, saved, step, buffer, cursor, generated) -> None:
@@ -295,19 +288,20 @@ def guard(state, config, saved, step, buffer, cursor, generated) -> None:
     )
 
 
-def _measure(policy, params, *, processor, maps, config, log) -> evaluate.Scores:
+def _measure(policy, params, *, task, examples, score, processor, config, log) -> evaluate.Scores:
     def progress(name, done, of):
         if done == of:
-            log.note(f"evaluated {of} maps, {name}")
+            log.note(f"evaluated {of} {task.noun}, {name}")
 
     return evaluate.measure(
         policy,
         params,
         processor,
-        maps,
+        task,
+        examples,
         config.eval,
-        config.env,
         config.rollout,
-        config.reward,
+        config.env.max_turns,
+        score,
         progress=progress,
     )

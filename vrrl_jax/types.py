@@ -90,6 +90,35 @@ class Sequence:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A user turn: what an environment says.
+
+    Attributes:
+      text: its text. `<image>` marks in it stand for `pictures`, in order and one for one; without
+        any mark the pictures come first.
+      pictures: uint8 [H, W, 3] each; none for a turn of text alone.
+    """
+
+    text: str
+    pictures: tuple[np.ndarray, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """An environment's answer to a reply.
+
+    Attributes:
+      done: whether the episode is over.
+      prompt: the next user turn; None when done.
+      reply: what the environment read in the reply, for callers that want it.
+    """
+
+    done: bool
+    prompt: Prompt | None = None
+    reply: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Episode:
     """One finished multi-turn episode, tokenised once.
 
@@ -106,11 +135,14 @@ class Episode:
         included.
       spans: (start, end) of each reply in `tokens`, forced opening and end token included.
       rewards: named reward parts and metrics, "total" among them.
+      turn_rewards: a share of the total for each reply, where the reward is placed on turns; empty
+        where all of it belongs to the last.
       mode: "normal", "rtm" or "roll_in".
       prefix_turns: number of rolled-in turns, 0 if none.
       prefix_right: whether the rolled-in prefix ends in a right proposal.
       truncated: whether a turn was cut by its token budget or the episode by its turn budget.
-      images: the uint8 pictures shown, for people; empty where not kept.
+      prompts: the user turns' texts in order.
+      images: the uint8 pictures that each user turn showed, for people; empty where not kept.
     """
 
     question: int
@@ -128,4 +160,6 @@ class Episode:
     prefix_turns: int = 0
     prefix_right: bool = False
     truncated: bool = False
-    images: tuple[np.ndarray, ...] = ()
+    prompts: tuple[str, ...] = ()
+    images: tuple[tuple[np.ndarray, ...], ...] = ()
+    turn_rewards: tuple[float, ...] = ()

@@ -9,6 +9,9 @@ from vrrl_jax.data import mappers, records
 RED = b"an encoded picture; nothing here decodes it"
 
 SOUND = {
+    "records": {"source": "s", "row": 0, "part": 0, "question": "<image>Q", "pictures": [RED]}
+    | {"answer": "a", "kind": "text", "options": [], "accepted": [], "boxes": [], "category": ""}
+    | {"extra": "{}"},
     "fields": {"question": "Q", "image": RED, "answer": "1"},
     "classification": {"image": RED, "label": "disc"},
     "vlmevalkit": {
@@ -82,5 +85,7 @@ def test_odd_cells_give_a_record_or_an_error(tmp_path, name):
                 texts = (record.question, *record.options)
                 assert sum(text.count("<image>") for text in texts) == len(record.pictures)
                 assert all(isinstance(picture, bytes) for picture in record.pictures)
-                assert record.answer.strip() and record.kind in records.KINDS
+                # What is stored may have had its answer withheld.
+                assert record.answer.strip() or (name == "records" and record.answer == "")
+                assert record.kind in records.KINDS
     assert refused > 5

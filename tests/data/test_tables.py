@@ -1,6 +1,7 @@
 """Tables: their answers recomputed from the record alone, their splits, and real data."""
 
 import collections
+import dataclasses
 import decimal
 import math
 import random
@@ -63,6 +64,8 @@ def right_answers(table):
         for row, cells in enumerate(rows):
             if table.question == f"What is the {names[c]} of {cells[0]}?":
                 found.append((((row, c),), cells[c]))
+            if table.question == f"What is in row {row + 1} and column {c} of the values?":
+                found.append((((row, c),), cells[c]))
         known = {r: value for r, value in values[c].items() if value is not None}
         for most, best in (("highest", max), ("lowest", min)):
             if not known:
@@ -95,9 +98,13 @@ def test_every_question_has_one_answer_and_it_is_the_table_s(options):
 
 
 def test_short_questions_say_the_same():
-    for table, _ in generate(6, "train", 200, NANO):
+    kinds = ("lookup", "which_highest", "which_lowest", "place")
+    for table, _ in generate(6, "train", 200, dataclasses.replace(NANO, kinds=kinds)):
         ((r, c),) = table.targets
-        if table.kind == "lookup":
+        if table.kind == "place":
+            assert table.question == f"row {r + 1} column {c}?"
+            assert table.answer == table.rows[r][c]
+        elif table.kind == "lookup":
             assert table.question == f"{table.header[c]} of {table.rows[r][0]}?"
             assert table.answer == table.rows[r][c]
         else:
@@ -147,13 +154,17 @@ def test_the_question_does_not_move_a_table_to_another_split():
     assert other.split == "test_id"
 
 
-def test_no_training_example_wears_a_held_out_theme_or_layout():
+@pytest.mark.parametrize("settings", [NANO, dataclasses.replace(NANO, layouts=())])
+def test_no_training_example_wears_a_held_out_theme_or_layout(settings):
     held_out = {True: set(), False: set()}
     for part in (*THEMES, *LAYOUTS):
         held_out[part.held_out].add(part.name)
+    # Settings may name the layouts of training, never those that are held out.
+    some = set(settings.layouts) or {part.name for part in LAYOUTS if not part.held_out}
+    held_out[False] -= {part.name for part in LAYOUTS} - some
     for split, unseen in (("train", False), ("test_id", False), ("test_ood", True)):
         worn = collections.Counter()
-        for _, style in generate(11, split, 2500 if split == "train" else 400, NANO):
+        for _, style in generate(11, split, 2500 if split == "train" else 400, settings):
             worn.update([style.theme.name, style.layout.name])
             assert style.theme.held_out == style.layout.held_out == unseen
         assert set(worn) == held_out[unseen], "all of them are drawn, and no other"

@@ -22,8 +22,8 @@ def test_the_public_names_are_one_thing():
 def test_reset_asks_and_shows_the_bare_map():
     prompt = env.reset(MAP, SMALL)
     assert prompt.text == "Solve"
-    np.testing.assert_array_equal(prompt.picture, render(MAP, None, 28))
-    assert env.reset(MAP).picture.shape == (192, 192, 3)
+    np.testing.assert_array_equal(prompt.pictures[0], render(MAP, None, 28))
+    assert env.reset(MAP).pictures[0].shape == (192, 192, 3)
     assert env.reset(MAP).text == env.QUESTION
 
 
@@ -40,7 +40,7 @@ def test_a_proposal_is_answered_with_its_picture():
     assert not outcome.done and outcome.reply.kind == "proposal"
     assert outcome.prompt.text == "Verify"
     expected = render(MAP, ["right", "down", "left"], 28)
-    np.testing.assert_array_equal(outcome.prompt.picture, expected)
+    np.testing.assert_array_equal(outcome.prompt.pictures[0], expected)
     assert (expected != render(MAP, None, 28)).any()
 
 
@@ -54,7 +54,7 @@ def test_right_and_wrong_proposals_are_answered_alike():
 def test_a_proposal_without_actions_goes_on():
     outcome = env.step(MAP, "<ANSWER></ANSWER>", 0, SMALL)
     assert not outcome.done
-    np.testing.assert_array_equal(outcome.prompt.picture, render(MAP, [], 28))
+    np.testing.assert_array_equal(outcome.prompt.pictures[0], render(MAP, [], 28))
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_an_environment_is_its_settings():
     for map in generate(0, 5):
         ours, theirs = bound.reset(map), env.reset(map, SMALL)
         assert ours.text == theirs.text
-        np.testing.assert_array_equal(ours.picture, theirs.picture)
+        np.testing.assert_array_equal(ours.pictures[0], theirs.pictures[0])
         ours = bound.step(map, "<ANSWER>up up</ANSWER>", 1)
         theirs = env.step(map, "<ANSWER>up up</ANSWER>", 1, SMALL)
         assert (ours.reply, ours.done) == (theirs.reply, theirs.done)
-        np.testing.assert_array_equal(ours.prompt.picture, theirs.prompt.picture)
+        np.testing.assert_array_equal(ours.prompt.pictures[0], theirs.prompt.pictures[0])
 
 
 def test_a_revision_opens_as_the_parser_expects():
@@ -116,5 +116,5 @@ def test_a_whole_episode():
     assert [outcome.done for outcome in outcomes] == [False, False, True]
     # Each picture shows its own proposal on the bare map, not on the picture before.
     np.testing.assert_array_equal(
-        outcomes[1].prompt.picture, render(MAP, outcomes[1].reply.actions, 28)
+        outcomes[1].prompt.pictures[0], render(MAP, outcomes[1].reply.actions, 28)
     )

@@ -14,7 +14,7 @@ from vrrl_jax.config import ConfigError, SftConfig, TrainConfig, load
 from vrrl_jax.log import read_metrics
 from vrrl_jax.parallel.mesh import make_mesh
 from vrrl_jax.rl import update
-from vrrl_jax.rollout import episodes
+from vrrl_jax.rollout import transcript
 
 RECIPE = """
 steps: 2
@@ -101,7 +101,7 @@ def gradients(monkeypatch):
 
 def test_training_is_the_same(configure, gradients, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     """Two steps; on the mesh the run stops after the first one and is resumed."""
-    monkeypatch.setattr(episodes, "decode_text", say)
+    monkeypatch.setattr(transcript, "decode_text", say)
     alone = train.main(configure(RECIPE, tmp_path / "alone"))
     assert "left whole" not in capsys.readouterr().out
     assert set(gradients) == {((384, 32), (2, 32, 32))}

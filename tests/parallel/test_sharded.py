@@ -21,6 +21,7 @@ from vrrl_jax.parallel.rules import param_shardings, path_name
 from vrrl_jax.processing.processor import encode
 from vrrl_jax.rl import update
 from vrrl_jax.rollout import engine, episodes
+from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.types import Rows
 
 MESHES = {
@@ -124,7 +125,12 @@ def play(where: Place):
     )
     groups = [episodes.Group(i, maps[i]) for i in range(GROUPS - 1)] + [rolled]
     shapes = episodes.plan_shapes(
-        where.policy, processor, testing.tiny_environment(), maps, settings, roll_in=True
+        where.policy,
+        processor,
+        testing.tiny_environment(),
+        testing.tiny_probes(),
+        settings,
+        roll_in=True,
     )
     view = engine.make_view(where.policy, where.params)
     key = jax.random.key(3)
@@ -179,7 +185,7 @@ def test_decoding_keeps_rows_where_they_are():
     view = engine.make_view(split.policy, split.params)
     state, active = engine.init(split.policy, 16, 128), np.ones(16, bool)
     keys = engine.make_keys(jax.random.key(0), 0, np.arange(16), np.arange(16), 0)
-    stops, sampling = np.int32(split.policy.stop_ids), episodes.Sampling()
+    stops, sampling = np.int32(split.policy.stop_ids), Sampling()
     program = engine.decode.lower(
         split.policy, view, state, active, keys, sampling, stops, REPLY, REPLY
     )

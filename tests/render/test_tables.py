@@ -239,7 +239,7 @@ def test_drawing_again_gives_the_same_bytes():
 def test_nano_pictures_are_all_of_one_small_size():
     for split in ("train", "test_ood"):
         for found in generate(8, split, 400, NANO):
-            assert render(*found).image.shape == (84, 140, 3)
+            assert render(*found).image.shape == (112, 168, 3)
 
 
 @pytest.mark.parametrize("place", [(0.0, 0.0), (1.0, 0.5), (0.3, 1.0)])

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import vrrl_jax as vr
-from vrrl_jax.config import RewardConfig
+from vrrl_jax.config import NavigationReward
 from vrrl_jax.data.frozenlake import Map
 from vrrl_jax.processing.parsing import parse_reply
 from vrrl_jax.rewards import frozenlake as rewards
@@ -338,7 +338,7 @@ def test_defaults_are_the_released_values():
     }
     assert {name: defaults[name] for name in released} == released
     # A recipe's options are these options.
-    configured = vars(RewardConfig())
+    configured = vars(NavigationReward())
     assert {name: defaults[name] for name in configured} == configured
     for turns in (*WELL_FORMED, *ILL_FORMED.values()):
         assert score(turns, OPEN) == score(turns, OPEN, **released)

@@ -13,11 +13,12 @@ from vrrl_jax.rl import update
 from vrrl_jax.rollout import engine, episodes
 from vrrl_jax.rollout.episodes import Group, Settings
 from vrrl_jax.rollout.sampling import Sampling
-from vrrl_jax.types import Sequence
+from vrrl_jax.types import Outcome, Prompt, Sequence
 
 TURNS, BUDGET = 3, 6
 SETTINGS = Settings(samples=2, max_turns=TURNS, max_new_tokens=BUDGET, keep_images=True)
 MAPS = testing.tiny_maps(4)
+PROBES = [(map, env.PROBE) for map in MAPS]
 PROPOSED = ("<ANSWER>up right</ANSWER>", "<THINK> step 1 hole</THINK><ANSWER>down</ANSWER>")
 
 
@@ -33,10 +34,9 @@ class Endless:
 
     def step(self, example, text, turn):
         if turn + 1 >= self.turns or example.key == self.short:
-            return env.Outcome(env.parse_reply(text), True, None)
+            return Outcome(True)
         path = ("right", "down", "left")[: turn + 1]
-        prompt = env.Prompt("Verify", env.render(example, path, testing.CELL))
-        return env.Outcome(env.parse_reply(text), False, prompt)
+        return Outcome(False, Prompt("Verify", (env.render(example, path, testing.CELL),)))
 
 
 def score(texts, example, group):
@@ -56,7 +56,7 @@ def view(policy, tiny):
 
 @pytest.fixture(scope="module")
 def shapes(policy, tiny_processor):
-    return episodes.plan_shapes(policy, tiny_processor, Endless(), MAPS, SETTINGS, roll_in=True)
+    return episodes.plan_shapes(policy, tiny_processor, Endless(), PROBES, SETTINGS, roll_in=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,21 @@ _score = jax.jit(update.score, static_argnums=(0, 3))
 def teacher_forced(policy, params, played, temperature=1.0):
     rows = inference.one_a_row(policy, [Sequence(e.tokens, e.pictures) for e in played])
     return np.asarray(_score(policy, params, rows, temperature)["logprobs"])
+
+
+def test_an_environment_may_see_all_replies(play, groups, played):
+    seen = []
+
+    class Whole:
+        reset = Endless().reset
+
+        def answer(self, example, texts):
+            seen.append(texts)
+            return Endless().step(example, texts[-1], len(texts) - 1)
+
+    found, _ = play(groups, board=Whole())
+    assert [e.texts for e in found] == [e.texts for e in played[0]]
+    assert sorted(seen) == sorted(e.texts[:n] for e in found for n in range(1, TURNS + 1))
 
 
 # --- what was sampled is what is trained on ------------------------------------------------------
@@ -222,9 +237,9 @@ def test_tokens_equal_the_encoded_chat_of_the_texts(played, tiny_processor):
 
 def test_pictures_are_those_of_the_group_s_own_question(played):
     for episode in played[0]:
-        assert (episode.images[0] == env.render(MAPS[episode.question], cell=testing.CELL)).all()
+        assert (episode.images[0][0] == env.render(MAPS[episode.question], cell=testing.CELL)).all()
         drawn = env.render(MAPS[episode.question], ("right",), testing.CELL)
-        assert (episode.images[1] == drawn).all()
+        assert (episode.images[1][0] == drawn).all()
         assert episode.rewards["question"] == episode.question
 
 
@@ -235,6 +250,109 @@ def test_episodes_come_group_by_group(played):
     assert [e.prefix_turns for e in played[0]] == [0, 0, 1, 1, 2, 2]
     assert [e.prefix_right for e in played[0]] == [False] * 4 + [True] * 2
     assert [e.mode for e in played[0]] == ["normal"] * 2 + ["roll_in"] * 4
+
+
+# --- turns of several pictures, and of none ------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """An environment whose examples are their two user turns."""
+
+    def reset(self, example):
+        return example[0]
+
+    def step(self, example, text, turn):
+        return Outcome(True) if turn else Outcome(False, example[1])
+
+
+def drawn(width, seed):
+    return np.random.default_rng(seed).integers(0, 256, (28, width, 3), np.uint8)
+
+
+# Two pictures among words, then none; none, then one; three of two sizes, then two; no picture.
+CHATS = (
+    (Prompt("Solve<image>off<image>", (drawn(56, 0), drawn(112, 1))), Prompt("Verify")),
+    (Prompt("What is 3 + 4?"), Prompt("Verify", (drawn(84, 2),))),
+    (
+        Prompt("Solve", (drawn(28, 3), drawn(28, 4), drawn(84, 5))),
+        Prompt("<image>Verify<image>", (drawn(56, 6), drawn(28, 7))),
+    ),
+    (Prompt("Solve"), Prompt("Verify")),
+)
+
+
+@pytest.fixture(scope="module")
+def chats(play, policy, tiny_processor):
+    """chats(numbers): episodes of those chats, all batches of four groups in one plan."""
+    settings = dataclasses.replace(SETTINGS, max_turns=2)
+    plan = episodes.plan_shapes(policy, tiny_processor, Asked(), [(c, "") for c in CHATS], settings)
+    assert plan.pictures == 3
+
+    def chats(*numbers):
+        groups = [Group(i, CHATS[i]) for i in numbers]
+        return play(groups, settings, shapes=plan, board=Asked())[0]
+
+    return chats
+
+
+def test_pictures_of_a_mixed_batch_are_each_row_s_own(chats, policy, tiny):
+    """Rows of two pictures, three, one and none: what is sampled is what is trained on."""
+    mixed = chats(0, 1, 2, 3)
+    assert [len(e.pictures) for e in mixed] == [2, 2, 1, 1, 5, 5, 0, 0]
+    assert all(len(e.spans) == 2 for e in mixed)
+    wanted = teacher_forced(policy, tiny[1], mixed)
+    for row, episode in zip(wanted, mixed, strict=True):
+        mask = episode.loss_mask > 0
+        np.testing.assert_allclose(
+            episode.logprobs[mask], row[: mask.size][mask], atol=1e-4, rtol=0
+        )
+    for number in range(4):
+        # Beside rows of its own kind a row is the same: no neighbour's picture reaches it.
+        for alone, beside in zip(chats(*[number] * 4)[:2], mixed[2 * number :], strict=False):
+            assert alone.tokens.tolist() == beside.tokens.tolist()
+            np.testing.assert_allclose(alone.logprobs, beside.logprobs, atol=1e-5)
+
+
+def test_a_mixed_batch_s_tokens_are_the_encoded_chats(chats, tiny_processor):
+    image, said = {"type": "image"}, lambda text: {"type": "text", "text": text}
+    contents = [
+        [said("Solve"), image, said("off"), image],
+        [said("What is 3 + 4?")],
+        [image, image, image, said("Solve")],
+        [said("Solve")],
+    ]
+    follows = [[said("Verify")], [image, said("Verify")], [image, said("Verify"), image]]
+    follows.append([said("Verify")])
+    for episode in chats(0, 1, 2, 3):
+        first, later = contents[episode.question], follows[episode.question]
+        n = len([part for part in first if part is image])
+        opening = processing.chat_prompt(
+            tiny_processor, [{"role": "user", "content": first}], episode.pictures[:n]
+        )
+        (start, end), (second, _) = episode.spans
+        assert episode.tokens[:start].tolist() == opening.tolist()
+        message = {"role": "user", "content": later}
+        between = processing.next_user(tiny_processor, message, episode.pictures[n:])
+        assert episode.tokens[end:second].tolist() == between.tolist()
+        assert [len(images) for images in episode.images] == [n, len(episode.pictures) - n]
+
+
+def test_a_batch_without_any_picture_is_played(chats, policy, tiny):
+    played = chats(3, 3, 3, 3)
+    assert not any(e.pictures for e in played)
+    wanted = teacher_forced(policy, tiny[1], played)
+    mask = played[0].loss_mask > 0
+    np.testing.assert_allclose(
+        played[0].logprobs[mask], wanted[0][: mask.size][mask], atol=1e-4, rtol=0
+    )
+
+
+def test_more_pictures_than_the_plan_has_are_an_error(play, groups, shapes):
+    # Three pictures of 24 patches, where there is one slot of 64.
+    wide = Prompt("Solve", (drawn(168, 8),) * 3), Prompt("Verify")
+    with pytest.raises(ValueError, match="doesn't fit into 1 slots"):
+        play([Group(i, wide) for i in range(len(groups))], board=Asked())
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -343,7 +461,7 @@ def test_a_plan_needs_examples_and_an_environment_that_goes_on(policy, tiny_proc
     with pytest.raises(ValueError, match="no examples"):
         episodes.plan_shapes(policy, tiny_processor, Endless(), [], SETTINGS)
     with pytest.raises(ValueError, match="at the probe"):
-        episodes.plan_shapes(policy, tiny_processor, Endless(1), MAPS, SETTINGS)
+        episodes.plan_shapes(policy, tiny_processor, Endless(1), PROBES, SETTINGS)
 
 
 def test_a_plan_holds_the_longest_episode(play, tiny_processor, shapes):

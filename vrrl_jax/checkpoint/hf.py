@@ -22,7 +22,7 @@ from vrrl_jax.parallel.mesh import canonical
 from vrrl_jax.parallel.rules import check_heads, param_shardings
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets"
-SHIPPED = ("nano", "nano-early")
+SHIPPED = ("nano", "nano-early", "nano-tables", "nano-charts", "nano-questions")
 RECIPE = "vrrl.yaml"  # how episodes are shown to a policy that this project trained
 CARRIED = (
     RECIPE,
@@ -44,7 +44,7 @@ VALUE_HEAD = "value_head.safetensors"
 
 
 def resolve(directory: str | pathlib.Path) -> pathlib.Path:
-    """A checkpoint directory; the words "nano" and "nano-early" name the shipped policies.
+    """A checkpoint directory; the names of `SHIPPED` stand for the policies that ship.
 
     Raises:
       FileNotFoundError: no such directory, or no config.json in it.

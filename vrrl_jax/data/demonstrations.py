@@ -1,4 +1,6 @@
-"""Multi-turn demonstrations for FrozenLake: plausible mistakes, what was wrong, and the repair.
+"""Multi-turn demonstrations for navigation: plausible mistakes, what was wrong, and the repair.
+
+Maps are FrozenLake's or mazes (`mazes.Maze`): all that matters is how a map answers to steps.
 
 A demonstration says in words what an ideal player would: propose a path, look at the drawn
 path, name the first step that fails, propose again, commit. Proposals that are wrong on purpose
@@ -55,7 +57,7 @@ def demonstrate(
     """One episode's replies.
 
     Args:
-      map: a solvable map.
+      map: a solvable map or maze.
       rng: draws mistakes and ties between optimal paths.
       wrong_first: probability that the first proposal is wrong.
       second_error: probability that a revision is wrong again, where turns are left.
@@ -99,8 +101,9 @@ def optimal_path(map: Map, rng: random.Random) -> tuple[str, ...]:
 def diagnose(map: Map, actions: tuple[str, ...]) -> tuple[int, str]:
     """The first step (counted from 1) at which a proposal fails, and how.
 
-    hole: it enters a hole; off: it leaves the grid; detour: it comes no nearer; over: the goal
-    was reached before; short: every step is good, and the goal is not reached; good: nothing.
+    hole: it enters a hole; off: it leaves the grid; wall: it runs into a wall of a maze; detour:
+    it comes no nearer; over: the goal was reached before; short: every step is good, and the goal
+    is not reached; good: nothing.
     """
     cell = map.start
     for i, action in enumerate(actions, 1):
@@ -108,7 +111,7 @@ def diagnose(map: Map, actions: tuple[str, ...]) -> tuple[int, str]:
             return i, "over"
         after, legal = map.move(cell, action)
         if after == cell:
-            return i, "off"
+            return i, map.blocked
         if not legal:
             return i, "hole"
         if map.distances[after] >= map.distances[cell]:
@@ -142,7 +145,7 @@ def mistake(map: Map, rng: random.Random, earlier: list[tuple[str, ...]]) -> tup
 
 
 def _straight(map: Map, rng: random.Random) -> list[str]:
-    """Toward the goal as if there were no holes, sometimes a step too few or too many."""
+    """Toward the goal as if nothing were in the way, sometimes a step too few or too many."""
     (r0, c0), (r1, c1) = divmod(map.start, map.size), divmod(map.target, map.size)
     path = ["down" if r1 > r0 else "up"] * abs(r1 - r0)
     path += ["right" if c1 > c0 else "left"] * abs(c1 - c0)

@@ -9,7 +9,7 @@ import json
 import pathlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Map:
       layout: rows of "S" start, "F" frozen, "H" hole, "G" goal; lists of characters are accepted.
       start: the cell of S.
       target: the cell of G.
+      blocked: what a step that stays is called: it leaves the grid.
 
     Raises:
       ValueError: rows that are no square, unknown characters, or a start or goal that is missing,
@@ -34,6 +35,7 @@ class Map:
     layout: tuple[str, ...]
     start: int
     target: int
+    blocked: ClassVar[str] = "off"
 
     def __post_init__(self):
         try:
@@ -77,7 +79,7 @@ class Map:
         while frontier:
             reached = []
             for cell in frontier:
-                for near in _neighbours(n)[cell].values():
+                for near in neighbours(n)[cell].values():
                     if out[near] < 0 and cells[near] != "H":
                         out[near] = out[cell] + 1
                         reached.append(near)
@@ -99,7 +101,7 @@ class Map:
 
         Off the grid: stays, illegal. Into a hole: moves, illegal.
         """
-        after = _neighbours(self.size)[cell].get(action)
+        after = neighbours(self.size)[cell].get(action)
         if after is None:
             if action not in _MOVES:
                 raise ValueError(f"unknown action {action!r}: expected one of {ACTIONS}")
@@ -111,13 +113,13 @@ class Map:
         distance = self.distances[cell]
         return tuple(
             action
-            for action, near in _neighbours(self.size)[cell].items()
+            for action, near in neighbours(self.size)[cell].items()
             if distance > 0 and self.distances[near] == distance - 1
         )
 
 
 @functools.lru_cache(maxsize=64)
-def _neighbours(n: int) -> tuple[dict[str, int], ...]:
+def neighbours(n: int) -> tuple[dict[str, int], ...]:
     """For every cell of an n x n grid: action -> cell, steps off the grid left out."""
     return tuple(
         {

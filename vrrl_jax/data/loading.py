@@ -122,7 +122,7 @@ def load(
         rows, mapper, source, root.expanduser().resolve(), np.empty((0, 2), np.int64), split or ""
     )
     index, bad, unsupported, seen = [], [], [], 0
-    most = max(10, len(rows) // 100) if max_bad is None else max_bad
+    most = allowed_bad(len(rows), max_bad)
     for number, row in enumerate(rows.scan()):
         if (limit is not None and len(index) >= limit) or len(bad) > most:
             break
@@ -143,6 +143,11 @@ def load(
     return Loaded(dataclasses.replace(every, index=index), bad + unsupported, len(bad))
 
 
+def allowed_bad(count: int, max_bad: int | None = None) -> int:
+    """Of so many rows, how many may be broken: `max_bad`; None: one in a hundred, at least 10."""
+    return max(10, count // 100) if max_bad is None else max_bad
+
+
 def _check_count(
     path: str | pathlib.Path,
     seen: int,
@@ -153,7 +158,7 @@ def _check_count(
 ) -> None:
     if not seen:
         raise ValueError(f"{path} holds no rows")
-    allowed = max(10, seen // 100) if max_bad is None else max_bad
+    allowed = allowed_bad(seen, max_bad)
     if len(bad) > allowed or not good:
         first = "\n  ".join([*bad, *unsupported][:5])
         raise ValueError(

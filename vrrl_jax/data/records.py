@@ -19,6 +19,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MARK = "<image>"
 # Far above what published sets hold, far below what would fill a host's memory.
 MAX_PICTURES = 128
+MAX_TEXT = 2**20  # characters
 
 Box = tuple[float, float, float, float]
 PictureSource = bytes | pathlib.Path  # What `processing.images.open_image` takes.
@@ -142,6 +143,8 @@ def build(
       ValueError: what is wrong with the row.
     """
     options = tuple(options)
+    for item in (question, answer or "", *options):
+        _check_length(item, MAX_TEXT)
     texts, order = match_marks((question, *options), pictures, shown_elsewhere)
     cells = _numbered(pictures)
     found = {number: picture(at, cells[number], folders) for number in dict.fromkeys(order)}
@@ -201,18 +204,26 @@ def _checked_box(box: Sequence[float]) -> Box:
 # --- cells -------------------------------------------------------------------------------------
 
 
-def text(row: Mapping[str, Any], *names: str, default: str | None = None) -> str:
-    """The first of some fields that holds something, as text.
+def _check_length(cell: str, longest: int) -> str:
+    if len(cell) > longest:
+        raise ValueError(f"a text of {len(cell)} characters, at most {longest} are read")
+    return cell
+
+
+def text(
+    row: Mapping[str, Any], *names: str, default: str | None = None, longest: int = MAX_TEXT
+) -> str:
+    """The first of some fields that holds something, as text of at most `longest` characters.
 
     Raises:
-      ValueError: none does, and there is no default; or it holds something else.
+      ValueError: none does, and there is no default; or it holds something else, or more.
     """
     for name in names:
         value = row.get(name)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
         if isinstance(value, str):
-            return value
+            return _check_length(value, longest)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
         raise ValueError(f"field {name!r} should be text, it is {type(value).__name__}")
@@ -232,7 +243,7 @@ def texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"field {name!r} should be a list of texts")
-    return tuple(value)
+    return tuple(_check_length(item, MAX_TEXT) for item in value)
 
 
 def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:

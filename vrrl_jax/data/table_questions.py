@@ -33,6 +33,7 @@ KINDS = (
     "lookup_highest",
     "lookup_lowest",
     "count",
+    "place",
 )
 # Wording -> form -> text; {most} is "highest" or "lowest".
 WORDINGS = {
@@ -42,6 +43,7 @@ WORDINGS = {
         "which": "Which {stub} has the {most} {column}?",
         "lookup_most": "What is the {other} of the {stub} with the {most} {column}?",
         "count": "How many rows have a {column} above {value}?",
+        "place": "What is in row {number} and column {count} of the values?",
     },
     "short": {
         "lookup": "{column} of {row}?",
@@ -49,6 +51,7 @@ WORDINGS = {
         "which": "{most} {column}: {stub}?",
         "lookup_most": "{most} {column}: {other}?",
         "count": "rows with {column} above {value}?",
+        "place": "row {number} column {count}?",
     },
 }
 _NUMBER = re.compile(
@@ -169,7 +172,19 @@ def _ask_count(header, rows, groups, rng, kind, words) -> _Asked | None:
     return _Asked(text, kind, targets, str(len(targets)))
 
 
-_ASK: dict[str, Callable[..., _Asked | None]] = {
-    kind: _ask_lookup if kind == "lookup" else _ask_count if kind == "count" else _ask_extreme
-    for kind in KINDS
+def _ask_place(header, rows, groups, rng, kind, words) -> _Asked | None:
+    """By its place among the values, from 1: what is asked for can be found without reading."""
+    filled = [
+        (r, c) for r in range(len(rows)) for c in range(1, len(header)) if rows[r][c] not in MISSING
+    ]
+    if not filled:
+        return None
+    r, c = rng.choice(filled)
+    return _Asked(words["place"].format(number=r + 1, count=c), kind, ((r, c),), rows[r][c])
+
+
+_ASK: dict[str, Callable[..., _Asked | None]] = dict.fromkeys(KINDS, _ask_extreme) | {
+    "lookup": _ask_lookup,
+    "count": _ask_count,
+    "place": _ask_place,
 }

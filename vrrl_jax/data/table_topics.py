@@ -138,6 +138,19 @@ TOPICS: tuple[Topic, ...] = (
         ),
     ),
     Topic(
+        "letters",
+        "ID",
+        tuple("ABCDEFGH"),
+        tuple(Measure(name, 10, 99) for name in "PQRSTU"),
+    ),
+    # Names that differ in length before they differ in shape: the first that a small policy reads.
+    Topic(
+        "lengths",
+        "ID",
+        ("A", "BB", "CCC", "DDDD"),
+        tuple(Measure(name, 10, 99) for name in ("P", "QQ", "RRR")),
+    ),
+    Topic(
         "short",
         "Name",
         ("Ann", "Bob", "Cat", "Dan", "Eve", "Fay", "Gus", "Ida", "Jim", "Kim", "Leo", "May"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from vrrl_jax.data.table_questions import KINDS, Group, ask, column_name
 from vrrl_jax.data.table_topics import FORMATS, MISSING, PERIODS, Measure, Topic, topic
-from vrrl_jax.render.table_styles import LAYOUTS, THEMES, Style
+from vrrl_jax.render.table_styles import LAYOUTS, THEMES, Layout, Style
 
 # Split -> its share of all tables.
 SPLITS = {"train": 0.8, "test_id": 0.1, "test_ood": 0.1}
@@ -118,7 +118,8 @@ class Settings:
       grouped: chance of merged headers, where the columns are enough for them.
       sparse: chance that a table is sparse: 20 to 50% of its values are missing.
       sizes: type sizes to draw from, in pixels.
-      margin: see `Style`, as `multiple` and `smallest`.
+      layouts: names of the layouts that training draws; none for all that aren't held out.
+      margin: see `Style`, as `multiple`, `smallest` and `pitch`.
     """
 
     rows: tuple[int, int] = (3, 8)
@@ -129,25 +130,30 @@ class Settings:
     grouped: float = 0.25
     sparse: float = 0.2
     sizes: tuple[int, ...] = (12, 13, 14, 16)
+    layouts: tuple[str, ...] = ()
     margin: int = 8
     multiple: int = 1
     smallest: tuple[int, int] = (0, 0)
+    pitch: tuple[int, int] = (1, 1)
 
 
-# Two or three short names and one or two columns of two digits, for policies of a million
-# parameters: every picture is 140 x 84, five by three squares of 28 pixels.
+# For policies of a million parameters, which find places long before they read: two or three rows,
+# one or two columns, cells asked for by row and column. Every picture is 168 x 112, six by four
+# squares of 28 pixels, and a row of a table is a row of squares.
 NANO = Settings(
     rows=(2, 3),
     columns=(1, 2),
-    topics=("short",),
-    kinds=("lookup", "which_highest", "which_lowest"),
+    topics=("lengths",),
+    kinds=("place",),
     wording="short",
     grouped=0.0,
     sparse=0.0,
     sizes=(10,),
-    margin=2,
+    layouts=("grid_left", "lines_airy", "bare_left"),
+    margin=0,
     multiple=28,
-    smallest=(140, 84),
+    smallest=(168, 112),
+    pitch=(14, 28),
 )
 
 
@@ -196,13 +202,20 @@ def draw_style(rng: random.Random, split: str, settings: Settings = Settings()) 
     held_out = split == "test_ood"
     return Style(
         theme=rng.choice([theme for theme in THEMES if theme.held_out == held_out]),
-        layout=rng.choice([layout for layout in LAYOUTS if layout.held_out == held_out]),
+        layout=rng.choice([layout for layout in LAYOUTS if _may_draw(layout, held_out, settings)]),
         size=rng.choice(settings.sizes),
         margin=settings.margin,
         multiple=settings.multiple,
         smallest=settings.smallest,
+        pitch=settings.pitch,
         place=(rng.random(), rng.random()),
     )
+
+
+def _may_draw(layout: Layout, held_out: bool, settings: Settings) -> bool:
+    if held_out or layout.held_out:
+        return held_out == layout.held_out
+    return not settings.layouts or layout.name in settings.layouts
 
 
 def _contents(rng: random.Random, settings: Settings):

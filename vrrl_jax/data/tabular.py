@@ -1,4 +1,4 @@
-"""Raw rows of published data sets: Parquet, `save_to_disk` directories, JSON lines, TSV.
+"""Raw rows of published data sets: Parquet, `save_to_disk` directories, JSON lines, TSV, TFDS.
 
 `open_rows` takes a file, a glob or a folder. Rows are plain dictionaries in the files' own columns;
 what they mean is for the mappers to say. Pictures stay as encoded bytes or as paths.
@@ -15,20 +15,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vrrl_jax.data import tfds_rows
 from vrrl_jax.data.lines import JsonLines, JsonRows, TsvRows
 from vrrl_jax.data.records import inside
 from vrrl_jax.data.rows import Rows
 
 _BATCH = 64  # Rows decoded at a time: pictures of some MB each must not pile up.
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(?:-\w+)?")
+_TFDS_SHARD = re.compile(r".+-(?P<split>\w+)\.[a-z_]+-\d{5}-of-\d{5}")
 _FORMATS = ("parquet", "jsonl", "json", "tsv", "arrow")
 
 
 def split_of(file: pathlib.Path) -> str:
-    """ "train" for train-00000-of-00004.parquet or train/0000.parquet; "" for other names."""
+    """Of train-00000-of-00004.parquet, train/0000.parquet, maps-train.array_record-00000-of-00001.
+
+    "" for other names.
+    """
     if file.stem.isdigit():
         return file.parent.name
-    match = _SHARD.fullmatch(file.stem)
+    match = _TFDS_SHARD.fullmatch(file.name) or _SHARD.fullmatch(file.stem)
     return match["split"] if match else ""
 
 
@@ -242,8 +247,8 @@ def open_rows(path: str | pathlib.Path, split: str | None = None) -> Rows:
 
     Args:
       path: a .parquet, .jsonl, .json, .tsv or .arrow file; a glob of them; a directory that
-        `save_to_disk` wrote; or a folder of shards `<split>-00000-of-00004.parquet` or of one
-        file, these also below `data`.
+        `save_to_disk` wrote; one that TFDS prepared (`name/1.0.0`, or `name`); or a folder of
+        shards `<split>-00000-of-00004.parquet` or of one file, these also below `data`.
       split: which one, where a folder holds several.
 
     Raises:
@@ -266,6 +271,8 @@ def open_rows(path: str | pathlib.Path, split: str | None = None) -> Rows:
 
 
 def _open_folder(path: pathlib.Path, split: str | None) -> Rows:
+    if tfds_rows.is_prepared(path):
+        return tfds_rows.TfdsRows(path, split)
     if (path / "state.json").is_file():
         return ArrowRows(_saved_files(path))
     if (path / "dataset_dict.json").is_file():
@@ -276,8 +283,8 @@ def _open_folder(path: pathlib.Path, split: str | None) -> Rows:
         if files:
             return _open_files(_of_split(files, split, path))
     raise FileNotFoundError(
-        f"{path}: no {', '.join(_FORMATS[:-1])} file in it or below data, and no state.json of "
-        "save_to_disk"
+        f"{path}: no {', '.join(_FORMATS[:-1])} file in it or below data, no state.json of "
+        "save_to_disk, and no dataset_info.json of TFDS"
     )
 
 

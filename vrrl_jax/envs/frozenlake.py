@@ -1,14 +1,20 @@
-"""FrozenLake as a conversation: propose a path, see it drawn, revise or commit."""
+"""Navigation as a conversation: propose a path, see it drawn, revise or commit.
+
+Frozen lakes, or anything that is drawn with a path and that a path leads through, as mazes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from vrrl_jax.data.frozenlake import Map as Map
-from vrrl_jax.processing.parsing import Reply, parse_reply
+from vrrl_jax.processing.parsing import parse_reply
 from vrrl_jax.render.frozenlake import render as render
+from vrrl_jax.types import Outcome, Prompt
 
 QUESTION = (
     "The picture shows a frozen lake. Guide the elf to the gift without stepping into a hole in "
@@ -21,6 +27,7 @@ VERIFY = (
     "inside <THINK></THINK> what is wrong, then give a better path inside <ANSWER></ANSWER>."
 )
 THINK = "<THINK>"  # how a revision opens
+PROBE = "<ANSWER>up</ANSWER>"  # a reply that is answered with a drawn path, whatever the map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,49 +38,31 @@ class Settings:
       cell: pixels of a cell's side.
       max_turns: replies an episode.
       question, verify: texts of the opening turn and of every later one.
+      render: (example, actions or None, cell) -> uint8 [H, W, 3]: what a path is drawn on.
     """
 
     cell: int = 64
     max_turns: int = 8
     question: str = QUESTION
     verify: str = VERIFY
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """A user turn: its text and its picture, uint8 [H, W, 3]."""
-
-    text: str
-    picture: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """The answer to a reply.
-
-    Attributes:
-      reply: what was read.
-      done: a commit, an unreadable reply, or the last turn of the budget.
-      prompt: the next user turn; None when done.
-    """
-
-    reply: Reply
-    done: bool
-    prompt: Prompt | None
+    render: Callable[[Any, Sequence[str] | None, int], np.ndarray] = render
 
 
 def reset(map: Map, settings: Settings = Settings()) -> Prompt:
     """The opening turn: the bare map."""
-    return Prompt(settings.question, render(map, cell=settings.cell))
+    return Prompt(settings.question, (settings.render(map, None, settings.cell),))
 
 
 def step(map: Map, text: str, turn: int, settings: Settings = Settings()) -> Outcome:
-    """Answers reply `turn`, counted from 0, with its path drawn on the map."""
+    """Answers reply `turn`, counted from 0, with its path drawn on the map.
+
+    A commit, an unreadable reply and the last turn of the budget end the episode.
+    """
     reply = parse_reply(text)
     if reply.kind != "proposal" or turn + 1 >= settings.max_turns:
-        return Outcome(reply, True, None)
-    picture = render(map, reply.actions, settings.cell)
-    return Outcome(reply, False, Prompt(settings.verify, picture))
+        return Outcome(True, reply=reply)
+    picture = settings.render(map, reply.actions, settings.cell)
+    return Outcome(False, Prompt(settings.verify, (picture,)), reply)
 
 
 @dataclasses.dataclass(frozen=True)

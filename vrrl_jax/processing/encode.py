@@ -10,32 +10,62 @@ import numpy as np
 
 from vrrl_jax.processing import processor as processing
 from vrrl_jax.processing.processor import Processor
-from vrrl_jax.types import Picture, Sequence
+from vrrl_jax.types import Picture, Prompt, Sequence
 
+MARK = "<image>"  # stands for a picture in a prompt's text
 ALTERNATIVES = 4  # soft targets a token: as many as a cell has neighbours
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """What is appended to a chat at once: a user turn up to where the assistant speaks."""
+    """What is appended to a chat at once: a user turn up to where the assistant speaks.
+
+    Attributes:
+      tokens: int32 [t].
+      pictures: preprocessed, in the order of their placeholder runs.
+      images: the same as they were given, uint8 [H, W, 3] each.
+    """
 
     tokens: np.ndarray
-    picture: Picture
-    image: np.ndarray
+    pictures: tuple[Picture, ...]
+    images: tuple[np.ndarray, ...]
 
 
-def first_chunk(processor: Processor, text: str, image: np.ndarray) -> Chunk:
-    """The opening user turn, generation prompt included."""
-    picture = processing.picture(processor, image)
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    return Chunk(processing.chat_prompt(processor, [message], [picture]), picture, image)
+def first_chunk(processor: Processor, prompt: Prompt) -> Chunk:
+    """The opening user turn, generation prompt included.
+
+    Raises:
+      ValueError: the text has marks, and not one for each picture.
+    """
+    pictures = tuple(processing.picture(processor, image) for image in prompt.pictures)
+    tokens = processing.chat_prompt(processor, [_message(prompt)], pictures)
+    return Chunk(tokens, pictures, prompt.pictures)
 
 
-def next_chunk(processor: Processor, text: str, image: np.ndarray) -> Chunk:
-    """A further user turn: everything between the assistant's end token and its next word."""
-    picture = processing.picture(processor, image)
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    return Chunk(processing.next_user(processor, message, [picture]), picture, image)
+def next_chunk(processor: Processor, prompt: Prompt) -> Chunk:
+    """A further user turn: everything between the assistant's end token and its next word.
+
+    Raises:
+      ValueError: as `first_chunk`.
+    """
+    pictures = tuple(processing.picture(processor, image) for image in prompt.pictures)
+    return Chunk(
+        processing.next_user(processor, _message(prompt), pictures), pictures, prompt.pictures
+    )
+
+
+def _message(prompt: Prompt) -> dict[str, Any]:
+    """A user message in Hugging Face form, its pictures where the text marks them."""
+    texts = prompt.text.split(MARK)
+    if len(texts) == 1:
+        texts = [""] * len(prompt.pictures) + texts
+    if len(texts) - 1 != len(prompt.pictures):
+        raise ValueError(f"{len(prompt.pictures)} pictures, but {len(texts) - 1} {MARK} marks")
+    content = []
+    for i, text in enumerate(texts):
+        content += [{"type": "image"}] if i else []
+        content += [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": content}
 
 
 def reply_targets(
@@ -87,6 +117,6 @@ def demonstration(processor: Processor, chunks: list[Chunk], replies: list[Any])
         weights += [silent.astype(np.float32), loss]
     return Sequence(
         np.concatenate(tokens),
-        tuple(chunk.picture for chunk in chunks),
+        tuple(picture for chunk in chunks for picture in chunk.pictures),
         {"target_ids": np.concatenate(ids), "target_weights": np.concatenate(weights)},
     )

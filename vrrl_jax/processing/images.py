@@ -78,6 +78,11 @@ class ImageSettings:
         """Side of a picture token in pixels: legal heights and widths are its multiples."""
         return self.patch_size * self.merge_size
 
+    @property
+    def features(self) -> int:
+        """Values of a raw patch: three channels of one frame."""
+        return 3 * self.patch_size**2
+
 
 def settings_from_config(config: Mapping[str, Any]) -> ImageSettings:
     """Reads the fields of a `preprocessor_config.json`; what it lacks has Qwen2-VL's defaults.
@@ -113,6 +118,18 @@ def settings_from_config(config: Mapping[str, Any]) -> ImageSettings:
 
 
 @functools.lru_cache(maxsize=4096)
+def resized(size: tuple[int, int], settings: ImageSettings) -> tuple[int, int]:
+    """(width, height) of a picture as the model sees it, from its own (width, height).
+
+    Raises:
+      ValueError: as `smart_resize`.
+    """
+    height, width = smart_resize(
+        size[1], size[0], settings.factor, settings.min_pixels, settings.max_pixels
+    )
+    return width, height
+
+
 def smart_resize(
     height: int,
     width: int,

@@ -38,20 +38,23 @@ def parse_reply(text: str) -> Reply:
 
     Tags match in any case, bodies are the shortest and may span lines, FINAL wins over ANSWER.
     """
-    has_think = _body(text, "think") is not None
+    has_think = body(text, "think") is not None
     for tag, kind in (("final", "commit"), ("answer", "proposal")):
-        body = _body(text, tag)
-        if body is None:
+        inside = body(text, tag)
+        if inside is None:
             continue
-        actions = parse_actions(body)
+        actions = parse_actions(inside)
         if actions is None:
             return Reply("invalid", (), has_think, f"an unknown action in {tag.upper()}")
         return Reply(kind, actions, has_think)
     return Reply("invalid", (), has_think, "neither ANSWER nor FINAL")
 
 
-def _body(text: str, tag: str) -> str | None:
-    """What stands between the first opening tag and the next closing one."""
+def body(text: str, tag: str) -> str | None:
+    """What stands between the first opening tag and the next closing one, in any case.
+
+    None where either lacks. Linear in the text's length.
+    """
     # Two searches instead of one lazy pattern: that would try every opening tag of a text that
     # never closes one, in quadratic time.
     opening = re.search(f"<{tag}>", text, re.IGNORECASE | re.ASCII)

@@ -79,7 +79,7 @@ def _table(cell: int) -> np.ndarray:
     table = np.empty((len(KINDS), 16, 2, cell, cell, 3), np.uint8)
     for segments in range(16):
         for star in range(2):
-            overlay = _overlay(cell, segments, bool(star))
+            overlay = path_overlay(cell, segments, bool(star))
             alpha = overlay[..., 3:] / 255.0
             table[:, segments, star] = np.rint(bases * (1 - alpha) + overlay[..., :3] * alpha)
     table.setflags(write=False)
@@ -120,7 +120,7 @@ def _sprite(name: str) -> Image.Image:
     return image.resize((SPRITE_CELL, SPRITE_CELL), Image.NEAREST)
 
 
-def _overlay(cell: int, segments: int, star: bool) -> np.ndarray:
+def path_overlay(cell: int, segments: int, star: bool) -> np.ndarray:
     """float32 [cell, cell, 4]: the path's part on a cell, antialiased by supersampling."""
     if not segments and not star:
         return np.zeros((cell, cell, 4), np.float32)

@@ -97,6 +97,8 @@ class Style:
       smallest: the picture's least (width, height).
       place: where the table stands in spare room, (across, down): 0 left or top, 1 right or
         bottom.
+      pitch: (across, down) pixels of a lattice that all cells start and end on, rules included;
+        (1, 1) draws them as tight as they get. Pictures on one lattice are easier to learn from.
 
     Raises:
       ValueError: a size, margin, multiple or place out of range.
@@ -109,12 +111,15 @@ class Style:
     multiple: int = 1
     smallest: tuple[int, int] = (0, 0)
     place: tuple[float, float] = (0.5, 0.5)
+    pitch: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
         if self.size < 8:
             raise ValueError(f"type under 8 pixels can't be read, got size {self.size}")
         if self.margin < 0 or self.multiple < 1:
             raise ValueError(f"margin {self.margin} or multiple {self.multiple} is too small")
+        if min(self.pitch) < 1 or any(self.margin % pitch for pitch in self.pitch):
+            raise ValueError(f"the margin {self.margin} isn't on a lattice of pitch {self.pitch}")
         if not all(0 <= share <= 1 for share in self.place):
             raise ValueError(f"place must be in 0 .. 1, got {self.place}")
 

@@ -63,7 +63,7 @@ def render(
     theme, layout = style.theme, style.layout
     paint = dict(paint or {})
     marks = _marks(table, layout)
-    texts = [_text(mark.text, style.size, theme.bold and mark.role != "cell") for mark in marks]
+    texts = [text_mask(mark.text, style.size, theme.bold and mark.role != "cell") for mark in marks]
     lines_x, lines_y = _rules(table, layout)
     ascent, descent = _line(texts, style.size)
     pad_x, pad_y = (max(1, round(share * style.size)) for share in layout.pad)
@@ -74,9 +74,10 @@ def render(
             for m, text in zip(marks, texts, strict=True)
         ],
         layout.equal,
+        style.pitch[0],
     )
     high = 2 * pad_y + ascent + descent
-    heights = _tracks(lines_y, [(m.y0, m.y1, high) for m in marks], False)
+    heights = _tracks(lines_y, [(m.y0, m.y1, high) for m in marks], False, style.pitch[1])
     width, (left, starts_x, stops_x) = _place(style, widths, lines_x, 0)
     height, (top, starts_y, stops_y) = _place(style, heights, lines_y, 1)
 
@@ -171,8 +172,13 @@ def _rules(table: Table, layout: Layout) -> tuple[list[int], list[int]]:
     return (down, across) if layout.transposed else (across, down)
 
 
-def _tracks(rules: Sequence[int], needs: list[tuple[int, int, int]], equal: bool) -> list[int]:
-    """Pixels of each track, so that every (first, stop, pixels) fits; rules within a span help."""
+def _tracks(
+    rules: Sequence[int], needs: list[tuple[int, int, int]], equal: bool, pitch: int
+) -> list[int]:
+    """Pixels of each track, so that every (first, stop, pixels) fits; rules within a span help.
+
+    With the rule before it, the last one with both, a track takes a multiple of `pitch`.
+    """
     sizes = [0] * (len(rules) - 1)
     for first, stop, pixels in needs:
         if stop == first + 1:
@@ -182,7 +188,9 @@ def _tracks(rules: Sequence[int], needs: list[tuple[int, int, int]], equal: bool
         if stop > first + 1 and lacking > 0:
             for track in range(first, stop):
                 sizes[track] += -(-lacking // (stop - first))
-    return [max(sizes)] * len(sizes) if equal else sizes
+    sizes = [max(sizes)] * len(sizes) if equal else sizes
+    ruled = [*rules[:-2], rules[-2] + rules[-1]]
+    return [-(-(s + r) // pitch) * pitch - r for s, r in zip(sizes, ruled, strict=True)]
 
 
 def _place(
@@ -193,7 +201,10 @@ def _place(
     side = max(used + 2 * style.margin, style.smallest[axis])
     side = -(-side // style.multiple) * style.multiple
     spare = side - used - 2 * style.margin
-    begin = at = style.margin + round(spare * style.place[axis])
+    pitch = style.pitch[axis]
+    begin = at = (
+        style.margin + min(round(spare / pitch * style.place[axis]), spare // pitch) * pitch
+    )
     starts, stops = [], []
     # The last rule stands after all tracks.
     for size, rule in zip(sizes, rules, strict=False):
@@ -240,7 +251,7 @@ def _ramp(ink: Colour, fill: Colour) -> np.ndarray:
     return ramp
 
 
-class _Text(NamedTuple):
+class Text(NamedTuple):
     """Coverage uint8 [h, w], cut to the ink; `top`: its first row, from the baseline."""
 
     mask: np.ndarray
@@ -282,8 +293,12 @@ def has_glyph(character: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _text(text: str, size: int, bold: bool) -> _Text:
-    """A line of text."""
+def text_mask(text: str, size: int, bold: bool) -> Text:
+    """A line of text, without its surrounding room; an empty mask where nothing is to be inked.
+
+    Raises:
+      ValueError: a character that the font lacks.
+    """
     pen, placed = 0, []
     for character in text:
         glyph = _glyph(character, size)
@@ -291,7 +306,7 @@ def _text(text: str, size: int, bold: bool) -> _Text:
             placed.append((pen + glyph.left, glyph))
         pen += glyph.advance
     if not placed:
-        return _Text(np.zeros((0, 0), np.uint8), 0)
+        return Text(np.zeros((0, 0), np.uint8), 0)
     left = min(x for x, _ in placed)
     top = min(glyph.top for _, glyph in placed)
     right = max(x + glyph.mask.shape[1] for x, glyph in placed)
@@ -308,20 +323,20 @@ def _text(text: str, size: int, bold: bool) -> _Text:
             np.maximum(part, ink, out=part)
     canvas[canvas < FAINT] = 0
     if not canvas.any():
-        return _Text(np.zeros((0, 0), np.uint8), 0)
+        return Text(np.zeros((0, 0), np.uint8), 0)
     rows, columns = canvas.any(1).nonzero()[0], canvas.any(0).nonzero()[0]
     mask = canvas[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     mask.setflags(write=False)
-    return _Text(mask, top + int(rows[0]))
+    return Text(mask, top + int(rows[0]))
 
 
-def _line(texts: list[_Text], size: int) -> tuple[int, int]:
+def _line(texts: list[Text], size: int) -> tuple[int, int]:
     """(pixels above, below the baseline) that hold all texts, and common letters in any case."""
-    known = [text for text in [*texts, _text("Hg", size, False)] if text.mask.size]
+    known = [text for text in [*texts, text_mask("Hg", size, False)] if text.mask.size]
     return max(-t.top for t in known), max(t.top + t.mask.shape[0] for t in known)
 
 
 def clear_caches() -> None:
     """Forgets all rasters, for tests that draw anew."""
-    for cached in (_font, _glyph, _text, _ramp, has_glyph):
+    for cached in (_font, _glyph, text_mask, _ramp, has_glyph):
         cached.cache_clear()

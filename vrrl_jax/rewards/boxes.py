@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from vrrl_jax.coordinates import Box as Box
+from vrrl_jax.coordinates import clip_box, convert_box
+from vrrl_jax.coordinates import iou as iou
 from vrrl_jax.rewards.extraction import TEXT_LIMIT, TOO_LONG, Verdict
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 Coordinates = Literal["unit", "thousand", "pixel"]
 
 _REAL = r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})"
@@ -22,18 +24,6 @@ _APART = rf"(?:{_COMMA}|\s{{1,9}})"
 _COMMA_BOX = re.compile(rf"\[{_S}{_COMMA.join([_POINT] * 4)}{_S}\]")
 _BRACKET_BOX = re.compile(rf"[\[(]{_S}{_APART.join([f'({_REAL})'] * 4)}{_S}[\])]")
 _KEYS = ("bbox_2d", "bbox", "box", "coordinates", "coord", "location", "position")
-
-
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2; 0 where the union is empty.
-
-    Coordinates are continuous: a box from 0 to 1 is one wide, not two.
-    """
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    both = max(0.0, width) * max(0.0, height)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
-    return both / union if union > 0 and math.isfinite(union) else 0.0
 
 
 def first_box(text: str) -> Box | None:
@@ -78,14 +68,7 @@ def scaled(box: Box, size: tuple[float, float], coordinates: Coordinates) -> Box
       size: of the picture that the coordinates are of; for "pixel" the resized one's.
       coordinates: "unit" 0 .. 1, "thousand" 0 .. 1000, or "pixel".
     """
-    if coordinates == "pixel":
-        x = y = 1.0
-    else:
-        whole = {"unit": 1.0, "thousand": 1000.0}[coordinates]
-        x, y = size[0] / whole, size[1] / whole
-    x1, x2 = sorted(min(max(v * x, 0.0), size[0]) for v in (box[0], box[2]))
-    y1, y2 = sorted(min(max(v * y, 0.0), size[1]) for v in (box[1], box[3]))
-    return (x1, y1, x2, y2)
+    return clip_box(convert_box(box, coordinates, "pixel", size), size)
 
 
 def refcoco(

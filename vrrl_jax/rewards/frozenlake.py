@@ -1,12 +1,15 @@
-"""The reward of VRRL's released FrozenLake recipe (arXiv 2607.02490), and its metrics."""
+"""The reward of VRRL's released FrozenLake recipe (arXiv 2607.02490), and its metrics.
+
+It scores mazes (`data.mazes.Maze`) alike: they answer to the same calls as `Map`.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from vrrl_jax.data.frozenlake import Map
 from vrrl_jax.processing.parsing import Reply, parse_reply
+from vrrl_jax.rewards import reflection
 
 Actions = Sequence[str]
 
@@ -29,7 +32,7 @@ def strict(actions: Actions, map: Map) -> bool:
 
 
 def lenient(actions: Actions, map: Map) -> bool:
-    """Reaches the goal at some step; a step off the grid stays, a step into a hole ends it."""
+    """Reaches the goal at some step; a step that can't be made stays, one into a hole ends it."""
     cell = map.start
     for action in actions:
         after, legal = map.move(cell, action)
@@ -70,12 +73,8 @@ def reflect(
 
     Clipped to lower_clip .. 1; 0 with fewer than two proposals.
     """
-    if len(proposals) < 2:
-        return 0.0
     levels = [progress(p, map, overshoot_zero=overshoot_zero) for p in proposals]
-    changes = [b - a for a, b in itertools.pairwise(levels)]
-    total = sum(change if change >= 0 else lambda_deg * change for change in changes)
-    return min(1.0, max(lower_clip, total))
+    return reflection.reflect(levels, lambda_deg=lambda_deg, lower_clip=lower_clip)
 
 
 def well_formed(replies: Sequence[Reply], *, min_turns: int = 1) -> bool:
@@ -85,19 +84,7 @@ def well_formed(replies: Sequence[Reply], *, min_turns: int = 1) -> bool:
     list; the commit repeats the proposal before it; no proposal repeats an earlier one; at least
     `min_turns` turns; THINK in every revision, and in neither the first turn nor the commit.
     """
-    if len(replies) < max(2, min_turns) or any(not r.actions for r in replies):
-        return False
-    *proposals, commit = replies
-    actions = [r.actions for r in proposals]
-    return (
-        commit.kind == "commit"
-        and all(r.kind == "proposal" for r in proposals)
-        and commit.actions == actions[-1]
-        and len(set(actions)) == len(actions)
-        and not commit.has_think
-        and not proposals[0].has_think
-        and all(r.has_think for r in proposals[1:])
-    )
+    return reflection.well_formed(_turns(replies), min_turns=min_turns)
 
 
 def score(
@@ -154,85 +141,31 @@ def score(
     if not map.solvable:
         raise ValueError(f"the goal of {list(map.layout)} can't be reached from its start")
     replies = [parse_reply(text) for text in turns]
-    proposals = [r.actions for r in replies if r.kind == "proposal"]
-    commits = [r.actions for r in replies if r.kind == "commit"]
-    answer = commits[-1] if commits else (proposals[-1] if proposals else ())
-    first = replies[0].actions if replies else ()
-    formed = well_formed(replies, min_turns=min_turns)
-    right, began_right = em(answer, map), em(first, map)
-    reflection = reflect(
-        proposals,
-        map,
+    parts = reflection.score(
+        _turns(replies),
+        lambda actions: em(actions, map),
+        lambda actions: progress(actions, map, overshoot_zero=overshoot_zero),
+        correct_value=correct_value,
+        format_value=format_value,
         lambda_deg=lambda_deg,
-        lower_clip=reflect_lower_clip,
-        overshoot_zero=overshoot_zero,
+        reflect_weight=reflect_weight,
+        reflect_lower_clip=reflect_lower_clip,
+        em_reflect_bonus_weight=em_reflect_bonus_weight,
+        em_reflect_step_discount=em_reflect_step_discount,
+        step_cost=step_cost,
+        min_turns=min_turns,
+        graded=graded,
+        outcome_weight=outcome_weight,
+        prefix_turns=prefix_turns,
+        prefix_right=prefix_right,
+        decision_bonus=decision_bonus,
     )
-    advanced = progress(answer, map, overshoot_zero=overshoot_zero)
-    revisions = max(0, len(proposals) - 1)
-    bonus = outcome = 0.0
-    if not formed:
-        total = 0.0
-    elif right:
-        if reflection > 0:
-            bonus = em_reflect_bonus_weight * reflection * em_reflect_step_discount**revisions
-        total = correct_value + bonus - step_cost * revisions
-    else:
-        total = format_value + reflect_weight * reflection
-        if graded:
-            outcome = outcome_weight * advanced
-            total = min(correct_value, total + outcome)
-    decision = 0.0
-    if formed:
-        decision = _decision(replies, prefix_turns, prefix_right, right) * decision_bonus
-    invalid = any(r.kind == "invalid" for r in replies)
-    return {
-        "total": total + decision,
-        "format": format_value if formed else 0.0,
-        "em": float(right),
-        "reflect": reflection,
-        "progress": advanced,
-        "reflect_bonus": bonus,
-        "outcome": outcome,
-        "decision": decision,
-        "revision_cost": step_cost * revisions if formed and right else 0.0,
-        "success": float(formed and right),
-        "lost_to_format": float(right and not formed),
-        "turn1_em": float(began_right),
-        "final_em": float(right),
-        "commit_em": float(bool(commits) and right),
-        "wrong_to_right": float(right and not began_right),
-        "right_to_wrong": float(began_right and not right),
+    answer = reflection.answer(_turns(replies))
+    return parts | {
         "strict_success": float(strict(answer, map)),
         "lenient_success": float(lenient(answer, map)),
-        "clean_commit": float(_clean_commit(replies)),
-        "format_error": float(invalid or not replies),
-        "budget_exhausted": float(bool(replies) and not commits and not invalid),
-        "turns": float(len(replies)),
     }
 
 
-def _clean_commit(replies: Sequence[Reply]) -> bool:
-    """Whether the episode ends by repeating its last proposal, without further thought."""
-    if len(replies) < 2 or replies[-1].kind != "commit" or replies[-2].kind != "proposal":
-        return False
-    commit = replies[-1]
-    return bool(commit.actions) and commit.actions == replies[-2].actions and not commit.has_think
-
-
-def _decision(replies: Sequence[Reply], given: int, prefix_right: bool, right: bool) -> int:
-    """+1, 0 or -1 for what the first turn after a rolled-in prefix does.
-
-    | prefix | first own turn | answer | value |
-    |--------|----------------|--------|-------|
-    | wrong  | revises        | em     | +1    |
-    | wrong  | commits        | any    | -1    |
-    | right  | commits        | em     | +1    |
-    | right  | revises        | any    | -1    |
-    """
-    if not given or len(replies) <= given:
-        return 0
-    kind = replies[given].kind
-    good, bad = ("commit", "proposal") if prefix_right else ("proposal", "commit")
-    if kind == bad:
-        return -1
-    return int(kind == good and right)
+def _turns(replies: Sequence[Reply]) -> list[reflection.Turn]:
+    return [reflection.Turn(reply.kind, reply.actions, reply.has_think) for reply in replies]

@@ -21,6 +21,14 @@ from vrrl_jax.rewards.extraction import (
 
 Mode = Literal["official", "strict"]
 _CHOICES = "ABCDEFGHIJK"
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_WORDS = {word: i for i, word in enumerate(_UNITS.split())}
+_WORDS |= {word: 10 * i for i, word in enumerate(_TENS.split(), 2)}
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _FINAL = ("final answer is", "correct answer is", "answer should be", "answer is")
 
 
@@ -144,9 +152,9 @@ def mathvision_answer(reply: str) -> str:
 def emma(reply: str, gold: str, options: Sequence[str] = ()) -> Verdict:
     r"""EMMA's fast score (arXiv 2501.05444): a letter or a number alone, the last box, a sentence.
 
-    A box's last `\text{}` is its answer. Equal as text in any case, as values rounded to two
-    decimals, or where the difference simplifies to nothing. Compared with the gold answer and,
-    where it is an option's letter, with that option's text.
+    A box's last `\text{}` is its answer. Equal as text in any case, as number words ("twenty one"
+    for 21), as values rounded to two decimals, or where the difference simplifies to nothing.
+    Compared with the gold answer and, where it is an option's letter, with that option's text.
     """
     if len(reply) > TEXT_LIMIT:
         return TOO_LONG
@@ -160,6 +168,25 @@ def emma(reply: str, gold: str, options: Sequence[str] = ()) -> Verdict:
         return Verdict(True, answer, fallback)
     reason = failure(answer.lower()) if answer else "unreadable"
     return Verdict(False, answer or None, fallback, reason)
+
+
+def word_number(text: str) -> int | None:
+    """The number that a text spells in English words alone ("twenty-one", "two hundred and five").
+
+    None for any other text.
+    """
+    words = [word for word in re.split(r"[\s-]+", text.lower().strip()) if word != "and"][:30]
+    total = part = 0
+    if not words or any(word not in _WORDS and word not in _SCALES for word in words):
+        return None
+    for word in words:
+        if word == "hundred":
+            part = max(part, 1) * 100
+        elif word in _SCALES:
+            total, part = total + max(part, 1) * _SCALES[word], 0
+        else:
+            part += _WORDS[word]
+    return total + part
 
 
 def _simplified(text: str) -> str:
@@ -197,6 +224,10 @@ def _emma_equal(answer: str, gold: str) -> bool:
     answer, gold = answer.lower().strip(), gold.lower().strip()
     if answer == gold:
         return True
+    numbers = word_number(answer), word_number(gold)
+    answer, gold = (
+        t if n is None else str(n) for t, n in zip((answer, gold), numbers, strict=True)
+    )
     a, b = rounded(answer), rounded(gold)
     if a is not None and b is not None and round(a, 2) == round(b, 2):
         return True

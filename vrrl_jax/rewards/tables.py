@@ -49,7 +49,7 @@ def tablevqa_questions(reply: str, gold: str) -> Verdict:
     if len(cells) > _CELLS:
         return Verdict(False, text, reason="too long")
     predicted = _values(cells)
-    wanted = _values(gold.split("|"))
+    wanted = _values(gold.replace("||", "|").split("|"))
     right = len(wanted) == len(predicted) and all(
         any(_match(value, other) for other in predicted) for value in wanted
     )

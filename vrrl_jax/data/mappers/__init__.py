@@ -16,10 +16,12 @@ from vrrl_jax.data.mappers import training as training
 from vrrl_jax.data.mappers.general import Classification as Classification
 from vrrl_jax.data.mappers.general import FieldMap as FieldMap
 from vrrl_jax.data.records import At, Record
+from vrrl_jax.data.stored import from_row
 
 Mapper = Callable[[At, Mapping[str, Any]], Record | Sequence[Record]]
 
 MAPPERS: dict[str, Mapper] = {
+    "records": from_row,
     "fields": FieldMap(),
     "classification": Classification(),
     "vlmevalkit": general.vlmevalkit,

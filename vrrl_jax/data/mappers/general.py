@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from vrrl_jax.data.lines import MAX_LINE
 from vrrl_jax.data.mappers.cells import json_list, letter_of, literal, literal_texts
 from vrrl_jax.data.records import (
     KINDS,
@@ -151,7 +152,7 @@ def vlmevalkit(at: At, row: Mapping[str, Any]) -> Record:
 
 def _table_pictures(row: Mapping[str, Any]) -> list[Any]:
     """Pictures of a table's row: base64, a JSON list of them, a path, or a list of paths."""
-    if cell := text(row, "image", default=""):
+    if cell := text(row, "image", default="", longest=MAX_LINE):
         pictures = json_list(cell)
         pictures = [cell] if pictures is None else pictures
         if len(pictures) > MAX_PICTURES:
