@@ -226,6 +226,7 @@ def test_dtype_and_shards_are_the_caller_s(tiny_checkpoint, place, capsys):
         (["eval", "nowhere"], "nowhere"),
         (["eval", "bare"], "--config"),
         (["eval", "missing.yaml"], "missing.yaml"),
+        (["eval", "tiny_train.yaml", "policy.path=nowhere"], "nowhere"),
         (["data", "inspect", "nowhere", "--mapper", "chartqa"], "nowhere"),
         (["data", "build", "tabels", "there"], "tabels"),
         (["generate", "nowhere", "--prompt", "Solve"], "nowhere"),

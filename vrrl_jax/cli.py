@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("eval", _eval, "score a checkpoint on its task, or models on benchmarks")
     sub.add_argument(
-        "target", help="a Hugging Face directory, a run directory, nano, or configs/eval_*.yaml"
+        "target",
+        help="a Hugging Face directory, a run directory, a policy that ships, or a configuration: "
+        "of benchmarks, or a recipe, whose policy.path is scored on its task",
     )
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as eval.path=FILE")
     sub.add_argument("--config", help="a train recipe for task, env, rollout, reward and eval")
@@ -169,19 +171,28 @@ def _sft(args) -> None:
 
 
 def _eval(args) -> None:
-    if pathlib.Path(args.target).suffix in (".yaml", ".yml"):
+    from vrrl_jax.strict_yaml import top_keys
+
+    recipe = pathlib.Path(args.target).suffix in (".yaml", ".yml")
+    if recipe and "benchmarks" in top_keys(args.target):
         if args.config is not None or args.output is not None:
-            args.error("--config and --output go with a checkpoint, not with benchmarks")
+            args.error("--config and --output don't go with benchmarks")
         from vrrl_jax.benchmarks import suite
 
         print(suite.main(args.target, args.overrides, args.predictions, args.resume))
         return
     if args.predictions or args.resume:
         args.error("--predictions and --resume go with a configuration of benchmarks")
+    if recipe and args.config is not None:
+        args.error("--config goes with a checkpoint; a recipe names its own in policy.path")
     from vrrl_jax import evaluate
 
-    _importable(args.config)
-    evaluate.main(args.target, args.config, args.overrides, args.output)
+    checkpoint, config = args.target, args.config
+    if recipe:
+        config = args.target
+        checkpoint = evaluate.load_recipe(pathlib.Path(config), args.overrides).policy.path
+    _importable(config)
+    evaluate.main(checkpoint, config, args.overrides, args.output)
 
 
 def _data_inspect(args) -> None:

@@ -22,6 +22,7 @@ from vrrl_jax.processing.processor import Processor, load_processor
 from vrrl_jax.rollout import engine, episodes
 from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.sections import EvalConfig
+from vrrl_jax.strict_yaml import top_keys
 from vrrl_jax.tasks import Examples, Score, Task
 from vrrl_jax.types import Episode
 
@@ -309,7 +310,7 @@ def main(
 
 def load_recipe(path: pathlib.Path, overrides: list[str]) -> TrainConfig | SftConfig:
     """A recipe of either kind."""
-    kind = SftConfig if "demonstrations:" in path.read_text() else TrainConfig
+    kind = SftConfig if "demonstrations" in top_keys(path) else TrainConfig
     return load(path, overrides, kind)
 
 

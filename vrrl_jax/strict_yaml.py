@@ -85,6 +85,24 @@ def load(path: str | pathlib.Path, overrides: Sequence[str], cls: type[T]) -> T:
     return _section(tree, cls, "", None, cls)
 
 
+def top_keys(path: str | pathlib.Path) -> frozenset[str]:
+    """The top-level keys of a YAML file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ConfigError: it isn't YAML.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration at {path}: give the path of a YAML recipe")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return frozenset(str(key.value) for key, _ in pairs)
+
+
 def peek(path: str | pathlib.Path, overrides: Sequence[str], key: str) -> str | None:
     """The text that a file and overrides give a top-level key; None where it has none.
 
