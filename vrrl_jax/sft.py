@@ -48,6 +48,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
     policy, params, frozen = start.start(config.policy, start.open_mesh(config), config.seed)
     processor = load_processor(policy.directory)
     task = tasks.make(config, processor)
+    task.fresh(random.Random(config.seed), 1)  # fails now rather than after a run was begun
     tx = make_optimizer(config.optimizer, config.steps)
     state = update.init_state(policy, params, tx)
     del params  # the state's buffers are donated: nobody else may hold them
@@ -66,7 +67,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
         policy,
         processor=processor,
         task=task,
-        examples=task.evaluation(),
+        examples=task.evaluation() if config.eval.enabled else tasks.NONE,
         config=config.eval,
         rollout=config.rollout,
         max_turns=config.env.max_turns,

@@ -16,7 +16,8 @@ from vrrl_jax.tasks.questions import Questions
 
 NAVIGATION = {"frozenlake": FrozenLake, "maze": Mazes}
 GROUNDING = {"tables": Tables, "charts": Charts, "boxes": Boxes}
-__all__ = ["Custom", "Examples", "Score", "Task", "make", "score_of"]
+NONE = Examples((), (), frozenset())  # where nothing is evaluated
+__all__ = ["NONE", "Custom", "Examples", "Score", "Task", "make", "score_of"]
 
 
 def make(config: TrainConfig | SftConfig, processor: Processor) -> Task:
