@@ -5,8 +5,11 @@ import pathlib
 import pytest
 
 from vrrl_jax.benchmarks.config import BenchmarkEntry, ConfigError, SuiteConfig, load, to_yaml
+from vrrl_jax.evaluate import load_recipe
+from vrrl_jax.strict_yaml import top_keys
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("eval_*.yaml"))
+SHIPPED = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("eval_*.yaml"))
+CONFIGS = [path for path in SHIPPED if "benchmarks" in top_keys(path)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -17,8 +20,14 @@ def test_shipped_configurations(path, tmp_path):
     assert load(tmp_path / "back.yaml", [], SuiteConfig) == config
 
 
+@pytest.mark.parametrize("path", sorted(set(SHIPPED) - set(CONFIGS)), ids=lambda path: path.stem)
+def test_shipped_recipes_of_evaluations(path):
+    assert load_recipe(path, []).eval.enabled
+    assert f"vrrl eval configs/{path.name}" in path.read_text()
+
+
 def test_there_are_configurations():
-    assert len(CONFIGS) >= 5
+    assert len(CONFIGS) >= 5 and len(SHIPPED) > len(CONFIGS)
 
 
 @pytest.mark.parametrize(
