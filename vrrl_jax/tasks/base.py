@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from vrrl_jax.config import SftConfig, TrainConfig
@@ -66,6 +66,40 @@ class Generated(Sequence):
             return [self[j] for j in range(*i.indices(self.count))]
         i = range(self.count)[i]  # an IndexError where there is none
         return self.make(self.seed, self.split, i, self.settings)
+
+
+# Label of a split in tables -> split of a generated sequence.
+SPLITS = {"in-domain": "test_id", "OOD": "test_ood"}
+
+
+def unseen(
+    make: Callable[[int, str, int, Any], Any],
+    seed: int,
+    settings: Any,
+    count: int,
+    source: str = "the generator",
+) -> Examples:
+    """`count` examples of a generated sequence, as many in-domain as out of distribution."""
+    each = -(-count // len(SPLITS))
+    examples = [
+        example
+        for split in SPLITS.values()
+        for example in Generated(make, seed, split, settings, each)
+    ]
+    labels = tuple(label for label in SPLITS for _ in range(each))
+    return Examples(examples, labels, frozenset({"in-domain"}), source)
+
+
+def given(section: Any, *names: str) -> dict[str, Any]:
+    """Those fields of a section that aren't None, all or the named ones: what replaces defaults."""
+    values = {name: getattr(section, name) for name in names} or dataclasses.asdict(section)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def tell(skipped: Iterable[str]) -> None:
+    """Prints what was left out of a data set, a line each."""
+    for line in skipped:
+        print(f"skipped: {line}")
 
 
 def sampled(examples: Sequence[Any]) -> range:

@@ -11,7 +11,7 @@ from vrrl_jax.config import FrozenLakeData, NavigationEval
 from vrrl_jax.data import frozenlake
 from vrrl_jax.data.frozenlake import Map
 from vrrl_jax.envs import frozenlake as envs
-from vrrl_jax.tasks.base import Examples
+from vrrl_jax.tasks.base import Examples, tell
 from vrrl_jax.tasks.navigation import Navigation
 
 
@@ -83,6 +83,5 @@ class FrozenLake(Navigation):
 
 def _read(path: str, limit: int | None = None) -> list[Map]:
     loaded = frozenlake.load(path, limit)
-    for line in loaded.skipped:
-        print(f"skipped: {line}")
+    tell(loaded.skipped)
     return loaded.maps

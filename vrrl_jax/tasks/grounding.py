@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import random
@@ -35,7 +36,7 @@ from vrrl_jax.render import charts as chart_pictures
 from vrrl_jax.render import tables as table_pictures
 from vrrl_jax.rewards import grounding as rewards
 from vrrl_jax.rollout.episodes import Group
-from vrrl_jax.tasks.base import Examples, Generated, sampled
+from vrrl_jax.tasks.base import Examples, Generated, given, sampled, tell, unseen
 from vrrl_jax.types import Prompt
 
 # As in navigation; an exact match is a right place.
@@ -56,8 +57,6 @@ METRICS = (
 PROBES = {"point": "<ANSWER>0 0</ANSWER>", "box": "<ANSWER>0 0 1 1</ANSWER>"}
 READ = "Read"  # asks for a transcript
 LONGEST = 8  # questions that shapes are planned for; letters tell of tokens only roughly
-# Label of a split in tables -> split of the generator.
-SPLITS = {"in-domain": "test_id", "OOD": "test_ood"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +80,7 @@ class Grounding:
 
     @functools.cached_property
     def environment(self) -> envs.Environment:
-        given = {k: v for k, v in dataclasses.asdict(self.env).items() if v is not None}
-        return envs.Environment(envs.Settings(**given), self.resized)
+        return envs.Environment(envs.Settings(**given(self.env)), self.resized)
 
     def probes(self, examples: Sequence[Any]) -> list[tuple[Any, str]]:
         """The pictures that no other exceeds in both directions, under the longest questions."""
@@ -119,7 +117,7 @@ class Grounding:
     def demonstrate(
         self, example: Any, rng: random.Random, single_turn: bool
     ) -> tuple[DemonstrationReply, ...]:
-        about, given = scene(example), self.demonstrations
+        about, wanted = scene(example), self.demonstrations
         options = grounding_demonstrations.Options(
             form=self.env.form,
             coordinates=self.env.coordinates,
@@ -133,15 +131,15 @@ class Grounding:
             rng,
             options,
             resized=self.resized and self.resized(about.size),
-            wrong_first=given.wrong_first,
-            second_error=given.second_error,
-            max_turns=1 if single_turn else given.max_turns,
-            soft_targets=given.soft_targets,
-            decision_weight=given.decision_weight,
+            wrong_first=wanted.wrong_first,
+            second_error=wanted.second_error,
+            max_turns=1 if single_turn else wanted.max_turns,
+            soft_targets=wanted.soft_targets,
+            decision_weight=wanted.decision_weight,
         )
 
 
-class Drawn(Grounding):
+class Drawn(Grounding, abc.ABC):
     """Grounding in drawn pictures, their contents generated or cut from real data."""
 
     @functools.cached_property
@@ -158,13 +156,12 @@ class Drawn(Grounding):
             return None
         loaded = real_files.load(self.data.real)
         corpus = real_parts.corpus(loaded.sources, self.data.held_out)
-        for line in (*loaded.notes, *corpus.notes):
-            print(f"skipped: {line}")
+        tell((*loaded.notes, *corpus.notes))
         return corpus
 
+    @abc.abstractmethod
     def marks(self, example: Any) -> list[tuple[str, Box]]:
         """The texts of a picture's marks and their boxes, in reading order."""
-        raise NotImplementedError
 
     def transcribe(self, example: Any) -> tuple[Prompt, DemonstrationReply]:
         """The marks' texts, each with the place of its centre."""
@@ -183,14 +180,14 @@ class Drawn(Grounding):
         point = convert_point((x, y), "original", self.env.coordinates, size, resized)
         return [round(value / self.data.step) * self.data.step for value in point]
 
+    @abc.abstractmethod
     def make(self, seed: int, split: str, index: int, settings: Any) -> Any:
         """The example at a place of a sequence."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def settings(self) -> Any:
         """What the generator draws."""
-        raise NotImplementedError
 
     def _examples(self, seed: int, split: str, count: int) -> Generated:
         return Generated(self.make, seed, split, self.settings, count)
@@ -200,15 +197,8 @@ class Drawn(Grounding):
 
     def evaluation(self, training: Sequence[Any] = ()) -> Examples:
         """As many unseen contents in-domain as in held-out styles."""
-        each = -(-self.eval.count // len(SPLITS))
-        examples = [
-            example
-            for split in SPLITS.values()
-            for example in self._examples(self.eval.seed, split, each)
-        ]
-        labels = tuple(label for label in SPLITS for _ in range(each))
         source = {} if self.data.real is None else {"source": self.data.real}
-        return Examples(examples, labels, frozenset({"in-domain"}), **source)
+        return unseen(self.make, self.eval.seed, self.settings, self.eval.count, **source)
 
     def fresh(self, rng: random.Random, count: int) -> Generated:
         return self._examples(rng.getrandbits(40), "train", count)
@@ -234,9 +224,7 @@ class Tables(Drawn):
     @property
     def settings(self) -> tables.Settings:
         preset = tables.NANO if self.data.preset == "nano" else tables.Settings()
-        given = {name: getattr(self.data, name) for name in ("kinds", "rows", "columns")}
-        given = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(preset, **given)
+        return dataclasses.replace(preset, **given(self.data, "kinds", "rows", "columns"))
 
 
 class Charts(Drawn):
@@ -297,11 +285,14 @@ class Boxes(Grounding):
         return Examples(records, (name,) * len(records), frozenset({name}), path)
 
     def fresh(self, rng: random.Random, count: int) -> list[Any]:
-        records = self.training()
-        return [records[rng.randrange(len(records))] for _ in range(count)]
+        return [self._shown[rng.randrange(len(self._shown))] for _ in range(count)]
+
+    @functools.cached_property
+    def _shown(self) -> Sequence[Any]:
+        """The training records, for demonstrations: read once, not at every step."""
+        return self.training()
 
     def _read(self, path: str, split: str | None, limit: int | None) -> Sequence[Any]:
         loaded = loading.load(path, self.data.mapper, split=split, limit=limit)
-        for line in loaded.skipped:
-            print(f"skipped: {line}")
+        tell(loaded.skipped)
         return loaded.records

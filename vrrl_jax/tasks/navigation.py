@@ -14,6 +14,7 @@ from vrrl_jax.data.demonstrations import DemonstrationReply
 from vrrl_jax.envs import frozenlake as envs
 from vrrl_jax.rewards import frozenlake as rewards
 from vrrl_jax.rollout.episodes import Group
+from vrrl_jax.tasks.base import given
 
 # `success` asks for an exact match in a well-formed episode; it is
 # turn1_em + wrong_to_right - right_to_wrong - lost_to_format.
@@ -55,8 +56,7 @@ class Navigation:
 
     @functools.cached_property
     def environment(self) -> envs.Environment:
-        given = {k: v for k, v in dataclasses.asdict(self.env).items() if v is not None}
-        return envs.Environment(self.settings(**given))
+        return envs.Environment(self.settings(**given(self.env)))
 
     def walked(self, example: Any) -> Any:
         """What answers to steps: the example itself, or a part of it."""
@@ -75,13 +75,13 @@ class Navigation:
     def demonstrate(
         self, example: Any, rng: random.Random, single_turn: bool
     ) -> tuple[DemonstrationReply, ...]:
-        given = self.demonstrations
+        wanted = self.demonstrations
         return demonstrations.demonstrate(
             self.walked(example),
             rng,
-            wrong_first=given.wrong_first,
-            second_error=given.second_error,
-            max_turns=1 if single_turn else given.max_turns,
-            soft_targets=given.soft_targets,
-            decision_weight=given.decision_weight,
+            wrong_first=wanted.wrong_first,
+            second_error=wanted.second_error,
+            max_turns=1 if single_turn else wanted.max_turns,
+            soft_targets=wanted.soft_targets,
+            decision_weight=wanted.decision_weight,
         )

@@ -24,8 +24,7 @@ from vrrl_jax.envs import questions as envs
 from vrrl_jax.rewards import questions as rewards
 from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.task_sections import SourceConfig
-from vrrl_jax.tasks.base import Examples, Generated, sampled
-from vrrl_jax.tasks.grounding import SPLITS
+from vrrl_jax.tasks.base import Examples, Generated, given, sampled, tell, unseen
 
 METRICS = (
     "success",
@@ -72,9 +71,7 @@ class Questions:
     def settings(self) -> shapes.Settings:
         """What is drawn."""
         preset = shapes.NANO if self.data.preset == "nano" else shapes.Settings()
-        given = {"questions": self.data.questions, "text_share": self.data.text_share}
-        given = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(preset, **given)
+        return dataclasses.replace(preset, **given(self.data, "questions", "text_share"))
 
     def training(self) -> Sequence[Any]:
         """Drawn questions, or those of the sources in their mixture; what was skipped is printed.
@@ -99,14 +96,7 @@ class Questions:
             examples = [record for records in read.values() for record in records]
             labels = tuple(name for name, records in read.items() for _ in records)
             return Examples(examples, labels, frozenset(self.eval.in_domain), ", ".join(read))
-        each = -(-count // len(SPLITS))
-        examples = [
-            example
-            for split in SPLITS.values()
-            for example in Generated(shapes.example, self.eval.seed, split, self.settings, each)
-        ]
-        labels = tuple(label for label in SPLITS for _ in range(each))
-        return Examples(examples, labels, frozenset({"in-domain"}))
+        return unseen(shapes.example, self.eval.seed, self.settings, count)
 
     def probes(self, examples: Sequence[Any]) -> list[tuple[Any, str]]:
         """Those of the longest texts, the most and the largest pictures, and the most in all."""
@@ -147,13 +137,13 @@ class Questions:
         self, example: Any, rng: random.Random, single_turn: bool
     ) -> tuple[DemonstrationReply, ...]:
         """The first steps of a run, its lone ones, reason without second thoughts."""
-        given, demos = self.demonstrations, question_demonstrations
+        wanted, demos = self.demonstrations, question_demonstrations
         short = self.data.preset == "nano" and not self.data.sources
         options = demos.Options(
             style=self.env.style,
-            steps=given.reasoning,
-            wrong_first=0.0 if single_turn else given.wrong_first,
-            confirm=0.0 if single_turn else given.confirm,
+            steps=wanted.reasoning,
+            wrong_first=0.0 if single_turn else wanted.wrong_first,
+            confirm=0.0 if single_turn else wanted.confirm,
             triggers=demos.SHORT_TRIGGERS if short else demos.TRIGGERS,
         )
         return demos.demonstrate(example, rng, options)
@@ -162,8 +152,7 @@ class Questions:
         loaded = loading.load(
             source.path, source.mapper, split=source.split, source=name, limit=source.limit
         )
-        for line in loaded.skipped:
-            print(f"skipped: {line}")
+        tell(loaded.skipped)
         records = loaded.records
         wanted = [i for i, record in enumerate(records) if self._takes(record, source)]
         if len(wanted) < len(records):
