@@ -14,6 +14,7 @@ SHARED = {
     "config",
     "sections",
     "task_sections",
+    "training_sections",
     "strict_yaml",
     "masked",
     "parallel",
@@ -27,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "sections": set(),
     "task_sections": set(),
+    "training_sections": set(),
     "strict_yaml": set(),
     "masked": set(),
     "parallel": set(),
@@ -54,7 +56,8 @@ NARROWER: dict[str, set[str]] = {
     "strict_yaml": set(),
     "sections": {"strict_yaml"},
     "task_sections": {"sections", "strict_yaml"},
-    "config": {"sections", "task_sections", "strict_yaml"},
+    "training_sections": {"sections", "strict_yaml"},
+    "config": {"sections", "task_sections", "training_sections", "strict_yaml"},
     "parallel": {"types", "config"},
 }
 # Modules at the top, which may import any room and each other. `__init__` is the public surface.
@@ -93,6 +96,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "config": set(),
     "sections": set(),
     "task_sections": set(),
+    "training_sections": set(),
     "strict_yaml": {"yaml"},
     "masked": JAX | {"chex"},
     "parallel": JAX,
