@@ -22,6 +22,19 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+MOST_MAPS = 40_000  # of the 65,530 memory maps that Linux allows a process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs before a process has too many: each is mapped into memory a few
+    times over, and a map that is refused ends the process without a word."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The published maps, from $VRRL_DATA or a `shared/data` folder beside the checkout."""

@@ -1,5 +1,7 @@
 """From questions to a step's episodes: order, modes, prefixes, and the filter."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -107,13 +109,47 @@ def test_a_prefix_is_a_cleanly_committed_episode_without_its_commit(options, col
     if collected:
         assert prefix["turns"] == len(source.texts) - 1 and prefix["question"] == 3
         assert prefix["right"] == options.get("right", True)
-        for (a, b), tokens in zip(source.spans, prefix["tokens"], strict=False):
+        replies = [*prefix["replies"], prefix["commit"]]
+        for (a, b), (tokens, logprobs) in zip(source.spans, replies, strict=True):
             assert tokens.tolist() == source.tokens[a:b].tolist()
+            assert logprobs.tolist() == source.logprobs[a:b].tolist()
 
 
-def filled(*episodes):
-    buffer = collect.empty_prefixes(ROLL_IN, WIDTH)
-    return collect.collect_prefixes(buffer, list(episodes), ROLL_IN, 5)
+def test_rolled_in_episodes_that_fail_are_recycled_on_demand():
+    config = dataclasses.replace(ROLL_IN, recycle=True)
+    failed, solved = (episode(3, mode="roll_in", right=right) for right in (False, True))
+    assert collect.prefix_of(failed, config)["right"] is False
+    assert collect.prefix_of(solved, config) is None
+    assert collect.prefix_of(failed, ROLL_IN) is None
+
+
+@pytest.mark.parametrize(
+    ("gate", "inside"), [((0.0, 1.0), [1]), ((-1.0, 0.5), [0]), (None, [0, 1, 2])]
+)
+def test_a_gate_is_open_at_both_ends(gate, inside):
+    """Groups with no, one of two, and two right commits."""
+    rights = [(False, False), (True, False), (True, True)]
+    played = [episode(g, group=g, right=right) for g, pair in enumerate(rights) for right in pair]
+    kept = collect.gated(played, dataclasses.replace(ROLL_IN, gate=gate))
+    assert sorted({e.group for e in kept}) == inside
+
+
+def filled(*episodes, config=ROLL_IN):
+    buffer = collect.empty_prefixes(config, WIDTH)
+    return collect.collect_prefixes(buffer, list(episodes), config, 5)
+
+
+def test_a_stored_commit_comes_back_after_a_right_prefix():
+    config = dataclasses.replace(ROLL_IN, replay_commit=True)
+    source = {2: episode(2), 4: episode(4, turns=2, right=False)}
+    buffer, _ = filled(*source.values(), config=config)
+    made, _ = groups(buffer, ModesConfig(normal=0, roll_in=1), config=config)
+    rolled = {g.question: g for g in made if g.prefix}
+    (a, b), e = source[2].spans[-1], source[2]
+    tokens, logprobs = rolled[2].commit
+    assert tokens.tolist() == e.tokens[a:b].tolist()
+    assert logprobs.tolist() == e.logprobs[a:b].tolist()
+    assert rolled[4].commit is None
 
 
 def test_collected_prefixes_keep_tokens_and_their_logprobs():

@@ -79,14 +79,18 @@ TOP = {
     "learn",
     "log",
     "optimizer",
+    "packing",
     "plan",
+    "playing",
     "progress",
     "report",
+    "selecting",
     "sft",
     "start",
     "tasks",
     "testing",
     "train",
+    "trajectories",
 }
 
 # Third parties, by room; all others of the package's dependencies are closed to it.

@@ -11,6 +11,7 @@ import pytest
 
 from vrrl_jax import plan, testing
 from vrrl_jax.config import OptimizerConfig, RolloutConfig, TrainConfig, UpdateConfig
+from vrrl_jax.models import critic
 from vrrl_jax.models import policy as models
 from vrrl_jax.models.config import from_hf
 from vrrl_jax.optimizer import make_optimizer
@@ -78,6 +79,29 @@ def test_a_frozen_tower_has_no_state(place):
     assert ours.parameters == whole.parameters == on_device(params)
     assert ours.optimizer == on_device(state.opt_state) < whole.optimizer
     assert ours.gradients == 2 * ours.reference == 2 * on_device(trained)
+
+
+@pytest.mark.parametrize("freeze_vision", [False, True])
+def test_a_separate_critic_is_a_second_model(place, freeze_vision):
+    """It trains beside the policy, is in neither reference nor view, and shares a frozen tower."""
+    paper, policy, params = place
+    config = OptimizerConfig()
+    held = lambda name: freeze_vision and name.startswith("critic/visual")
+    whole = critic.add_critic(policy, params, held)
+    tower = {"visual", "critic"} if freeze_vision else {"critic"}
+    trained = {k: v for k, v in whole.items() if k not in tower}
+    own = {k: v for k, v in whole["critic"].items() if not (freeze_vision and k == "visual")}
+    both = on_device([trained, own])
+    options = {"freeze_vision": freeze_vision}
+    ours = plan.plan(paper, WORK, config, separate_critic=True, **options)
+    shared = plan.plan(paper, WORK, config, **options)
+    arrays = {id(a): a for a in jax.tree.leaves(whole)}
+    assert ours.parameters == on_device(arrays)
+    assert ours.optimizer == 2 * both + 2 * 4  # two counters beside the moments
+    assert ours.gradients == 2 * both
+    assert ours.reference == on_device(trained)
+    assert (ours.view, ours.cache, ours.rollout) == (shared.view, shared.cache, shared.rollout)
+    assert shared.update < ours.update < 2 * shared.update
 
 
 @pytest.mark.parametrize("rows", [16, 6])  # the latter divide by no mesh of several rows
@@ -185,21 +209,24 @@ def pictures(policy, rows, slots, patches, tokens):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", [True, False])
-def test_an_update_takes_about_what_is_said(remat):
+@pytest.mark.parametrize("separate", [None, False, True])  # None: no critic
+def test_an_update_takes_about_what_is_said(remat, separate):
     """Against XLA's own count of temporaries on a CPU, for shapes that fill a microbatch."""
-    policy, _ = testing.tiny_policy(remat=remat)
+    policy, _ = testing.tiny_policy(remat=remat, value_head=separate is not None)
     r, t, k, p = 4, 512, 2, 64
     rows = Rows(
         abstract((r, t)), abstract((3, r, t)), abstract((r, t)), pictures(policy, r, k, p, t)
     )
-    names = ("loss_weights", "logprobs", "advantages")
+    names = ("loss_weights", "logprobs", "advantages", "value_weights", "values", "returns")
     fields = {name: abstract((r, t), jnp.float32) for name in names}
-    loss = functools.partial(update.policy_loss, policy, update.Objective())
+    objective = update.Objective(value_coefficient=0.0 if separate is None else 0.5)
+    loss = functools.partial(update.policy_loss, policy, objective)
     programs = update.make_programs(loss, make_optimizer(OptimizerConfig(), 1), policy)
-    params = plan.master_params(policy, "float32")
+    params = plan.master_params(policy, "float32", separate_critic=bool(separate))
     lowered = programs.accumulate.lower(params, {}, params, update.Microbatch(rows, fields))
     theirs = lowered.compile().memory_analysis().temp_size_in_bytes
-    ours = plan.plan(policy, plan.Workload(8, t, t, p, r, t, k), OptimizerConfig())
+    work = plan.Workload(8, t, t, p, r, t, k)
+    ours = plan.plan(policy, work, OptimizerConfig(), separate_critic=bool(separate))
     # Theirs holds the new gradient; ours counts that among the gradients.
     assert ours.update + ours.parameters == pytest.approx(theirs, rel=0.5)
 

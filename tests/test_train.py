@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from running import assert_same, lines, saved_arrays
+from running import NAVIGATION, assert_same, lines, saved_arrays, say, write_maps
 
 import vrrl_jax as vr
 from vrrl_jax import label, train
@@ -22,60 +22,23 @@ from vrrl_jax.log import read_metrics
 from vrrl_jax.rollout import transcript
 
 STEPS = 4
-RECIPE = """
-steps: 4
-policy: {path: CHECKPOINT}
-data: {path: MAPS}
-env: {cell: 28, max_turns: 3, question: Solve, verify: Verify}
-rollout: {questions: 4, samples: 4, max_new_tokens: 4}
-algorithm: {kl_coefficient: 0.1}
-modes: {normal: 0.0, rtm: 0.5, roll_in: 0.5}
-roll_in: {max_prefix_turns: 2, min_size: 1, capacity: 16, max_per_question: 2}
-filter: {enabled: true, max_tries: 3}
-optimizer: {learning_rate: 0.01, weight_decay: 0.0}
-update: {rows_per_microbatch: 8}
-checkpoint: {every: 2, keep: 5}
-eval: {enabled: false}
-log: {episodes_every: 2, episodes: 2, tensorboard: false}
-"""
 # What a step reports that a clock or the process's history decides.
 INCIDENTAL = {"time", "compilations", "rollout_seconds", "update_seconds", "step_seconds"}
 INCIDENTAL |= {"tokens_per_second"}
 
 
-def say(processor, ids) -> str:
-    """Reads a random reply as a proposal or a commit of "right", by its tokens alone."""
-    del processor
-    return f"<{'FINAL' if sum(map(int, ids)) % 2 else 'ANSWER'}>right</" + (
-        "FINAL>" if sum(map(int, ids)) % 2 else "ANSWER>"
-    )
-
-
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory) -> pathlib.Path:
-    """Six maps; "right" solves every other one."""
-    records = []
-    for i in range(6):
-        layout = [list("FFF"), list("FFF"), list("FFF")]
-        row, target = i // 2, (i // 2, 1) if i % 2 == 0 else ((i // 2 + 1) % 3, 2)
-        layout[row][0], layout[target[0]][target[1]] = "S", "G"
-        records.append(
-            {
-                "layout": ["".join(cells) for cells in layout],
-                "start_pos": 3 * row,
-                "target_pos": 3 * target[0] + target[1],
-            }
-        )
-    path = tmp_path_factory.mktemp("maps") / "maps.json"
-    path.write_text(json.dumps(records))
-    return path
+    return write_maps(tmp_path_factory.mktemp("maps") / "maps.json")
 
 
 @pytest.fixture(scope="module")
 def configure(tiny_checkpoint, maps, tmp_path_factory):
     """configure(run_dir, *overrides): the recipe above as a configuration."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(RECIPE.replace("CHECKPOINT", str(tiny_checkpoint)).replace("MAPS", str(maps)))
+    path.write_text(
+        NAVIGATION.replace("CHECKPOINT", str(tiny_checkpoint)).replace("MAPS", str(maps))
+    )
 
     def configure(run_dir, *overrides) -> TrainConfig:
         return load(path, [f"run_dir={run_dir}", *overrides], TrainConfig)
@@ -124,7 +87,7 @@ def test_what_the_figures_say_holds_together(run):
     for line in metrics:
         assert abs(line["ratio_deviation_first"]) < 1e-4
         assert line["learning_rate"] == pytest.approx(0.01)
-        assert line["grad_norm"] > 0 and line["advantage_nonzero"] > 0
+        assert line["grad_norm"] > 0 and line["effective_batch"] > 0
         assert 0 <= line["success"] <= line["lenient_success"] <= 1
         assert 0 < line["update_occupancy"] <= 1
         gain = line["turn1_em"] + line["wrong_to_right"] - line["right_to_wrong"]

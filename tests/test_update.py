@@ -9,14 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from vrrl_jax import label, learn, optimizer, start, testing
+from vrrl_jax import label, optimizer, packing, selecting, start, testing
 from vrrl_jax.config import (
     AlgorithmConfig,
     OptimizerConfig,
     PolicyConfig,
-    RolloutConfig,
     RtmConfig,
-    TrainConfig,
 )
 from vrrl_jax.layout import PackShape
 from vrrl_jax.models import policy as models
@@ -120,10 +118,10 @@ _score = jax.jit(update.score, static_argnums=(0, 3))
 
 
 def scores(actor, played, padded, shape=WIDE, temperature=OBJECTIVE.temperature):
-    packing = label.pack(actor[0], played, list(range(len(played))), shape)
-    out = [_score(*actor, rows, temperature) for rows in packing.rows]
+    whole = packing.pack(actor[0], played, list(range(len(played))), shape)
+    out = [_score(*actor, rows, temperature) for rows in whole.rows]
     return {
-        name: label.scatter(packing, [np.asarray(o[name]) for o in out], padded.loss_mask)
+        name: packing.scatter(whole, [np.asarray(o[name]) for o in out], padded.loss_mask)
         for name in out[0]
     }
 
@@ -138,9 +136,9 @@ def programs(actor):
 def gradient(actor, played, fields, programs):
     @functools.cache
     def gradient(shape):
-        packing = label.pack(actor[0], played, list(range(len(played))), shape)
+        whole = packing.pack(actor[0], played, list(range(len(played))), shape)
         grads, totals = programs.zeros(actor[1]), {}
-        batches = label.microbatches(actor[0], packing, fields)
+        batches = packing.microbatches(actor[0], whole, fields)
         for batch in batches:
             grads, metrics = programs.accumulate(actor[1], {}, grads, batch)
             totals = {k: totals.get(k, 0) + float(v) for k, v in metrics.items()}
@@ -205,8 +203,8 @@ def test_learning_rate_zero_keeps_the_ratio_at_one(actor, played, fields, padded
     old = scores(actor, played, padded)["logprobs"]
     tx = optimizer.make_optimizer(OptimizerConfig(learning_rate=0.0), 10)
     apply = update.make_programs(lambda *_: None, tx).apply
-    packing = label.pack(policy, played, list(range(6)), SPLIT)
-    batches = label.microbatches(policy, packing, fields | {"logprobs": old})
+    whole = packing.pack(policy, played, list(range(6)), SPLIT)
+    batches = packing.microbatches(policy, whole, fields | {"logprobs": old})
     state = update.init_state(policy, jax.tree.map(jnp.copy, params), tx)
     for _ in range(2):
         state, metrics = update.run(programs._replace(apply=apply), state, batches)
@@ -222,14 +220,14 @@ def test_supervised_loss_is_the_cross_entropy_with_soft_targets(tiny, tiny_proce
     policy, params = tiny
     rng = np.random.default_rng(0)
     spoken = episode(tiny_processor, rng, testing.tiny_maps(1)[0], 0, 0)
-    packing = label.pack(policy, [spoken], [0], dataclasses.replace(WIDE, rows=1))
+    whole = packing.pack(policy, [spoken], [0], dataclasses.replace(WIDE, rows=1))
     ids = rng.integers(0, 320, (1, SLOTS, 4))
     weights = rng.random((1, SLOTS, 4)) * (rng.random((1, SLOTS, 1)) < 0.2)
     weights[:, 0] = 0
     weights[:, spoken.tokens.size :] = 0
     weights /= weights.sum()
     batch = update.Microbatch(
-        packing.rows[0], {"target_ids": np.int32(ids), "target_weights": np.float32(weights)}
+        whole.rows[0], {"target_ids": np.int32(ids), "target_weights": np.float32(weights)}
     )
     loss, metrics = jax.jit(update.supervised_loss, static_argnums=0)(policy, params, batch)
     raw = jax.jit(models.forward, static_argnums=0)(policy, params, batch.rows)
@@ -527,51 +525,46 @@ def test_the_reward_sits_on_the_last_generated_token(played, padded):
 
 @pytest.mark.parametrize("shape", [WIDE, SPLIT, DENSE])
 def test_scatter_undoes_gather(tiny, played, padded, shape):
-    packing = label.pack(tiny[0], played, [4, 0, 2, 5], shape)
+    whole = packing.pack(tiny[0], played, [4, 0, 2, 5], shape)
     values = np.random.default_rng(0).normal(size=padded.loss_mask.shape).astype(np.float32)
-    packed = label.gather(packing, values)
-    back = label.scatter(packing, list(packed), values)
+    packed = packing.gather(whole, values)
+    back = packing.scatter(whole, list(packed), values)
     for b in range(ROWS):
         n = played[b].tokens.size if b in (0, 2, 4, 5) else 0
         assert (back[b, :n] == values[b, :n]).all() and not back[b, n:].any()
     assert (packed != 0).sum() == sum(played[b].tokens.size for b in (0, 2, 4, 5))
     # The tokens that the model sees are the episodes' own.
-    tokens = label.scatter(packing, [np.asarray(r.tokens) for r in packing.rows], values)
+    tokens = packing.scatter(whole, [np.asarray(r.tokens) for r in whole.rows], values)
     for b in (0, 2, 4, 5):
         assert (tokens[b, : played[b].tokens.size] == played[b].tokens).all()
-    assert 0 < packing.occupancy <= 1
+    assert 0 < whole.occupancy <= 1
 
 
 def test_an_episode_that_fits_no_row_is_an_error(tiny, played):
     with pytest.raises(ValueError, match="doesn't fit a row"):
-        label.pack(tiny[0], played, [0], dataclasses.replace(WIDE, tokens=32))
+        packing.pack(tiny[0], played, [0], dataclasses.replace(WIDE, tokens=32))
     with pytest.raises(ValueError, match="doesn't fit a row"):
-        label.pack(tiny[0], played, [0], dataclasses.replace(WIDE, slots=TURNS - 1))
+        packing.pack(tiny[0], played, [0], dataclasses.replace(WIDE, slots=TURNS - 1))
 
 
 # --- the loop's own parts ------------------------------------------------------------------------
 
 
-def run_config(**algorithm) -> TrainConfig:
-    return TrainConfig(
-        algorithm=AlgorithmConfig(**algorithm), rollout=RolloutConfig(questions=6, samples=2)
-    )
-
-
-def test_minibatches_hold_whole_groups_and_every_episode_once(played):
-    config = run_config(minibatches=2)
-    seen = [learn.minibatches(config, played, epoch, 7) for epoch in range(8)]
+def test_minibatches_hold_whole_groups_and_every_sample_once():
+    groups, wanted = [7, 7, 3, 3, 9, 9], np.ones(6, bool)
+    seen = [selecting.minibatches(groups, wanted, 2, (0, epoch)) for epoch in range(8)]
     for parts in seen:
-        assert sorted(i for part in parts for i in part) == list(range(6))
-        assert sorted(map(len, parts)) == [2, 4]
+        assert (sum(parts) == 1).all()
+        assert sorted(part.sum() for part in parts) == [2, 4]
         for part in parts:
-            for i in part:
-                assert {j for j in range(6) if played[j].group == played[i].group} <= set(part)
+            assert all(part[i] == part[i + 1] for i in (0, 2, 4))
     assert len({str(parts) for parts in seen}) > 1
-    assert learn.minibatches(config, played, 3, 7) == seen[3]
-    assert learn.minibatches(run_config(), played, 0, 0) == [list(range(6))]
-    # Fewer groups than minibatches, after a filter: no empty step.
-    assert learn.minibatches(run_config(minibatches=3), played[:2], 0, 0) == [[0, 1]]
+    assert str(selecting.minibatches(groups, wanted, 2, (0, 3))) == str(seen[3])
+    (whole,) = selecting.minibatches(groups, wanted, 1, (0,))
+    assert (whole == 1).all()
+    # Fewer groups than minibatches, after a filter or a draw: no empty step.
+    (only,) = selecting.minibatches(groups, np.array([0, 0, 1, 0, 0, 0]) > 0, 3, (0,))
+    assert only.tolist() == [0, 0, 1, 1, 0, 0]
 
 
 def test_the_value_head_learns_faster():

@@ -21,6 +21,7 @@ from vrrl_jax.types import Episode
 
 # What the run's key is folded with first, so that no two uses of the seed meet.
 MODES_KEY, PREFIX_KEY, MASK_KEY, SAMPLE_KEY, SHUFFLE_KEY = range(1, 6)
+PREFIX_MASK_KEY, SELECT_KEY = range(6, 8)
 
 
 def key_for(key: jax.Array, purpose: int, *numbers: int) -> jax.Array:
@@ -69,6 +70,12 @@ def empty_prefixes(
         "logprobs": jnp.zeros(shape, jnp.float32),
         "counts": jnp.zeros(shape[:1], jnp.int32),
     }
+    if config.replay_commit:
+        payload |= {
+            "commit": jnp.zeros(shape[1:], jnp.int32),
+            "commit_logprobs": jnp.zeros(shape[1:], jnp.float32),
+            "commit_count": jnp.zeros((), jnp.int32),
+        }
     empty = functools.partial(prefix_buffer.init, payload, config.capacity)
     if mesh is None:
         return empty()
@@ -83,22 +90,35 @@ def _mesh_of(buffer: prefix_buffer.State) -> Mesh | None:
 def prefix_of(episode: Episode, config: RollInConfig) -> dict[str, Any] | None:
     """The prefix that an episode leaves behind: all its replies but the clean commit.
 
-    None where the episode was rolled in itself, didn't end in a clean commit, or proposed more
-    than `max_prefix_turns` times.
+    None where the episode was rolled in itself (unless it failed and those are recycled), didn't
+    end in a clean commit, or proposed more than `max_prefix_turns` times.
     """
     proposals = len(episode.texts) - 1
-    if episode.mode == "roll_in" or not episode.rewards["clean_commit"]:
+    recycled = config.recycle and not episode.rewards["commit_em"]
+    if (episode.mode == "roll_in" and not recycled) or not episode.rewards["clean_commit"]:
         return None
     if not 1 <= proposals <= config.max_prefix_turns:
         return None
-    spans = episode.spans[:proposals]
+    replies = [(episode.tokens[a:b], episode.logprobs[a:b]) for a, b in episode.spans]
     return {
-        "tokens": [episode.tokens[a:b] for a, b in spans],
-        "logprobs": [episode.logprobs[a:b] for a, b in spans],
+        "replies": replies[:proposals],
+        "commit": replies[proposals],
         "question": episode.question,
         "turns": proposals,
         "right": bool(episode.rewards["commit_em"]),
     }
+
+
+def gated(episodes: list[Episode], config: RollInConfig) -> list[Episode]:
+    """The episodes of groups whose share of right commits lies inside the gate, all without one."""
+    if config.gate is None:
+        return episodes
+    rights: dict[int, list[float]] = {}
+    for episode in episodes:
+        rights.setdefault(episode.group, []).append(episode.rewards["commit_em"])
+    low, high = config.gate
+    inside = {g for g, right in rights.items() if low < np.mean(right) < high}
+    return [episode for episode in episodes if episode.group in inside]
 
 
 def collect_prefixes(
@@ -109,26 +129,30 @@ def collect_prefixes(
 ) -> tuple[prefix_buffer.State, int]:
     """Adds the prefixes of a rollout; (buffer, how many were offered). Shapes are fixed by the
     number of episodes, so that one program serves the run."""
-    _, turns, width = buffer.payload["tokens"].shape
-    n = len(episodes)
-    tokens = np.zeros((n, turns, width), np.int32)
-    logprobs = np.zeros((n, turns, width), np.float32)
-    counts = np.zeros((n, turns), np.int32)
-    question, length = np.zeros(n, np.int32), np.zeros(n, np.int32)
-    right, mask = np.zeros(n, bool), np.zeros(n, bool)
-    for i, episode in enumerate(episodes):
-        prefix = prefix_of(episode, config)
-        if prefix is None:
-            continue
-        for u, (ids, values) in enumerate(zip(prefix["tokens"], prefix["logprobs"], strict=True)):
-            tokens[i, u, : len(ids)], logprobs[i, u, : len(ids)] = ids, values
-            counts[i, u] = len(ids)
-        question[i], length[i] = prefix["question"], prefix["turns"]
-        right[i], mask[i] = prefix["right"], True
-    payload = {"tokens": tokens, "logprobs": logprobs, "counts": counts}
+    found = [prefix_of(episode, config) for episode in gated(episodes, config)]
+    found = [prefix for prefix in found if prefix is not None]
+    # Tokens of any reply are padded to the buffer's width.
+    payload = jax.tree.map(
+        lambda held: np.zeros((len(episodes), *held.shape[1:]), held.dtype), buffer.payload
+    )
+    metadata = {name: np.zeros(len(episodes), np.int32) for name in ("question", "turns", "right")}
+    for i, prefix in enumerate(found):
+        for u, (ids, values) in enumerate(prefix["replies"]):
+            payload["tokens"][i, u, : len(ids)] = ids
+            payload["logprobs"][i, u, : len(ids)] = values
+            payload["counts"][i, u] = len(ids)
+        if config.replay_commit:
+            ids, values = prefix["commit"]
+            payload["commit"][i, : len(ids)] = ids
+            payload["commit_logprobs"][i, : len(ids)] = values
+            payload["commit_count"][i] = len(ids)
+        for name, values in metadata.items():
+            values[i] = prefix[name]
+    mask = np.arange(len(episodes)) < len(found)
     limit = config.max_per_question
-    buffer = _add(buffer, payload, question, length, right, step, mask, limit, _mesh_of(buffer))
-    return buffer, int(mask.sum())
+    question, turns, right = metadata.values()
+    buffer = _add(buffer, payload, question, turns, right != 0, step, mask, limit, _mesh_of(buffer))
+    return buffer, len(found)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=8)
@@ -180,6 +204,7 @@ def make_groups(
     batch's question waits for no one and is not played.
     """
     n = len(ids)
+    opening = opening if roll_in.force_think else ""
     weights = np.float32([modes.normal, modes.rtm, modes.roll_in])
     staleness = 2**30 if roll_in.max_staleness is None else roll_in.max_staleness
     drawn = np.asarray(mixing.draw_modes(key_for(key, MODES_KEY, step, attempt), n, weights))
@@ -193,18 +218,10 @@ def make_groups(
         )
         payload, ok, question, turns, right = jax.device_get((payload, ok, question, turns, right))
         for i in np.flatnonzero(ok):
-            counts = payload["counts"][i, : turns[i]]
+            stored = jax.tree.map(lambda a, i=i: a[i], payload)
             prefixes.append(
-                Group(
-                    question=int(question[i]),
-                    example=examples[int(question[i])],
-                    mode="roll_in",
-                    prefix=tuple(payload["tokens"][i, u, :c] for u, c in enumerate(counts)),
-                    prefix_logprobs=tuple(
-                        payload["logprobs"][i, u, :c] for u, c in enumerate(counts)
-                    ),
-                    prefix_right=bool(right[i]),
-                    opening=opening if roll_in.force_think and not right[i] else "",
+                rolled_in(
+                    stored, int(question[i]), int(turns[i]), bool(right[i]), examples, opening
                 )
             )
     groups = []
@@ -216,6 +233,33 @@ def make_groups(
         name = mixing.MODES[mixing.RTM if mode == mixing.ROLL_IN else mode]
         groups.append(Group(question=i, example=examples[i], mode=name))
     return groups, buffer
+
+
+def rolled_in(
+    stored: dict[str, np.ndarray],
+    question: int,
+    turns: int,
+    right: bool,
+    examples: Sequence[Any],
+    opening: str,
+) -> Group:
+    """The group that goes on from a stored prefix; after a wrong one it opens with `opening`."""
+    counts = stored["counts"][:turns]
+    cut = lambda name: tuple(stored[name][u, :c] for u, c in enumerate(counts))
+    group = Group(
+        question=question,
+        example=examples[question],
+        mode="roll_in",
+        prefix=cut("tokens"),
+        prefix_logprobs=cut("logprobs"),
+        prefix_right=right,
+        opening="" if right else opening,
+    )
+    if not (right and "commit" in stored):
+        return group
+    n = int(stored["commit_count"])
+    commit = stored["commit"][:n], stored["commit_logprobs"][:n]
+    return dataclasses.replace(group, commit=commit)
 
 
 def open_groups(
@@ -346,5 +390,7 @@ def collect(
         "count/roll_in_groups": sum(e.mode == "roll_in" for e in generated) // samples,
         "count/rtm_groups": sum(e.mode == "rtm" for e in generated) // samples,
     }
+    for name in sorted({name for f in figures for name in f if name.startswith("count/")}):
+        metrics[name] = sum(f.get(name, 0) for f in figures)
     chosen = [episode for group in kept[:questions] for episode in group]
     return Collected(chosen, generated, cursor, buffer, metrics)

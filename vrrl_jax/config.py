@@ -56,6 +56,9 @@ from vrrl_jax.training_sections import (
     DemonstrationConfig,
     FilterConfig,
     ModesConfig,
+    PrefixMaskConfig,
+    ReplayConfig,
+    RethinkingConfig,
     RollInConfig,
     RtmConfig,
     UpdateConfig,
@@ -83,6 +86,9 @@ __all__ = [
     "NavigationReward",
     "OptimizerConfig",
     "PolicyConfig",
+    "PrefixMaskConfig",
+    "ReplayConfig",
+    "RethinkingConfig",
     "RollInConfig",
     "RolloutConfig",
     "RtmConfig",
@@ -129,6 +135,9 @@ class TrainConfig:
     modes: ModesConfig = _of(ModesConfig)
     rtm: RtmConfig = _of(RtmConfig)
     roll_in: RollInConfig = _of(RollInConfig)
+    prefix_mask: PrefixMaskConfig = _of(PrefixMaskConfig)
+    rethinking: RethinkingConfig = _of(RethinkingConfig)
+    replay: ReplayConfig = _of(ReplayConfig)
     filter: FilterConfig = _of(FilterConfig)
     optimizer: OptimizerConfig = _of(OptimizerConfig)
     mesh: MeshConfig = _of(MeshConfig)
@@ -150,10 +159,11 @@ class TrainConfig:
             "must be true: PPO has a critic",
         )
         require(
-            algorithm.name == "ppo" or rollout.samples >= 2,
+            algorithm.name == "ppo" or rollout.samples >= 2 or algorithm.advantage == "returns",
             "rollout.samples",
             "must be at least 2: a group of one has no advantage",
         )
+        self._check_mechanisms()
         require(
             rollout.questions % algorithm.minibatches == 0,
             "algorithm.minibatches",
@@ -180,6 +190,47 @@ class TrainConfig:
                 "roll_in.max_prefix_turns",
                 f"must be under env.max_turns, {turns}",
             )
+
+    def _check_mechanisms(self):
+        """Settings of different sections that exclude each other."""
+        algorithm, replay, turns = self.algorithm, self.replay, self.env.max_turns
+        require(
+            algorithm.critic_warmup == 0 or algorithm.name == "ppo",
+            "algorithm.critic_warmup",
+            "needs algorithm.name=ppo: nothing else has a critic",
+        )
+        updates = self.steps * algorithm.epochs * algorithm.minibatches
+        require(
+            algorithm.critic_warmup < updates,
+            "algorithm.critic_warmup",
+            f"must be under the run's {updates} optimizer steps",
+        )
+        require(
+            algorithm.kl_in == "loss" or algorithm.kl_coefficient > 0,
+            "algorithm.kl_in",
+            "needs a kl_coefficient above 0",
+        )
+        require(
+            replay.method != "ssr" or algorithm.name == "grpo",
+            "replay.method",
+            "must be none or mix with ppo: ssr draws by the advantage of whole replies",
+        )
+        require(
+            replay.labels == "stored" or (replay.method == "mix" and algorithm.name == "ppo"),
+            "replay.labels",
+            "can only be recomputed for method mix with a critic",
+        )
+        require(
+            self.rethinking.preset == "off" or turns == 1,
+            "rethinking.preset",
+            f"must be off: episodes of {turns} turns are rethought by their environment",
+        )
+        again = self.prefix_mask.probability > 0 and self.prefix_mask.continuation == "regenerate"
+        require(
+            not again or self.modes.roll_in == 0,
+            "prefix_mask.continuation",
+            "can't be regenerate with modes.roll_in: a prefix is either rolled in or masked",
+        )
 
 
 @section

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from vrrl_jax import layout
+from vrrl_jax.models import critic
 from vrrl_jax.models import policy as models
 from vrrl_jax.models.policy import Params, Policy, View
 from vrrl_jax.rollout import engine
@@ -160,7 +161,7 @@ def _token_logprobs(policy, params, rows, temperature):
 @functools.partial(jax.jit, static_argnums=0)
 def values(policy: Policy, params: Params, rows: Rows) -> jax.Array:
     """The critic on the state that emits each token of packed rows: float32 [R, T]."""
-    return models.values(params, models.hidden_states(policy, params, rows))
+    return critic.values(policy, params, rows, models.hidden_states(policy, params, rows))
 
 
 def encode_images(

@@ -1,8 +1,6 @@
-"""From episodes to training batches: masks, weights, advantages, packed microbatches.
+"""Labels of episodes: masks, rewards on tokens, advantages, loss weights.
 
-Per-token quantities live in padded arrays [B, S], one episode a row, where the pure functions of
-`vrrl_jax.rl` work on them under jit with one fixed shape; `Packing` moves them to and from the
-packed rows that the model sees.
+Everything is an array [B, S], one episode a row, padded to the longest that the run plans for.
 """
 
 from __future__ import annotations
@@ -13,14 +11,11 @@ import functools
 import jax
 import numpy as np
 
-from vrrl_jax import layout, masked
-from vrrl_jax.config import AlgorithmConfig, RtmConfig
-from vrrl_jax.models.policy import Policy
-from vrrl_jax.parallel.mesh import put_rows
+from vrrl_jax import masked
+from vrrl_jax.config import AlgorithmConfig, PrefixMaskConfig, RtmConfig
 from vrrl_jax.rl import advantages as adv
 from vrrl_jax.rl import masking
-from vrrl_jax.rl.update import Microbatch
-from vrrl_jax.types import Episode, Rows, Sequence
+from vrrl_jax.types import Episode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +25,13 @@ class Padded:
     Attributes:
       loss_mask: 1 on generated tokens, before any masking mechanism.
       turn_index: int32.
-      logprobs: behaviour log-probabilities.
+      logprobs: behaviour log-probabilities; NaN where they have to be recomputed.
       last: bool, the last generated token of each turn.
       final: bool, the last generated token of the episode.
+      hidden: bool, tokens whose input the policy doesn't see.
+      pictures: bool, tokens that show a picture.
+      second: 1 on a forced second thought.
+      cut: bool [B], episodes that a budget ended.
     """
 
     loss_mask: np.ndarray
@@ -40,26 +39,42 @@ class Padded:
     logprobs: np.ndarray
     last: np.ndarray
     final: np.ndarray
+    hidden: np.ndarray
+    pictures: np.ndarray
+    second: np.ndarray
+    cut: np.ndarray
 
 
-def pad(episodes: list[Episode], rows: int, slots: int) -> Padded:
-    """Episodes in rows of `slots` tokens, `rows` of them."""
-    loss_mask = np.zeros((rows, slots), np.float32)
+def pad(episodes: list[Episode], rows: int, slots: int, picture_id: int = -1) -> Padded:
+    """Episodes in rows of `slots` tokens, `rows` of them; `picture_id` stands for pictures."""
+    floats = [np.zeros((rows, slots), np.float32) for _ in range(3)]
+    flags = [np.zeros((rows, slots), bool) for _ in range(4)]
+    loss_mask, logprobs, second = floats
+    last, final, hidden, pictures = flags
     turn_index = np.zeros((rows, slots), np.int32)
-    logprobs = np.zeros((rows, slots), np.float32)
-    last = np.zeros((rows, slots), bool)
-    final = np.zeros((rows, slots), bool)
+    cut = np.zeros(rows, bool)
     for b, episode in enumerate(episodes):
         n = episode.tokens.size
         loss_mask[b, :n] = episode.loss_mask
         turn_index[b, :n] = episode.turn_index
         logprobs[b, :n] = episode.logprobs
+        pictures[b, :n] = episode.tokens == picture_id
+        cut[b] = episode.truncated
+        if episode.hidden is not None:
+            hidden[b, :n] = episode.hidden
+        if episode.second is not None:
+            second[b, slice(*episode.second)] = 1
         generated = np.flatnonzero(episode.loss_mask)
         if generated.size:
             turns = episode.turn_index[generated]
             last[b, generated[np.append(turns[1:] != turns[:-1], True)]] = True
             final[b, generated[-1]] = True
-    return Padded(loss_mask, turn_index, logprobs, last, final)
+    return Padded(
+        loss_mask, turn_index, logprobs, last, final, hidden, pictures, second * loss_mask, cut
+    )
+
+
+# --- masks -------------------------------------------------------------------------------------
 
 
 def turn_masked(
@@ -82,23 +97,78 @@ def _turn_mask(key, turn_index, loss_mask, k_min, kind):
     return masking.random_turn_mask(key, turn_index, loss_mask, k_min=k_min)
 
 
-def loss_weights(weights: np.ndarray, normalization: str, length: int) -> np.ndarray:
+def prefix_masked(key: jax.Array, padded: Padded, config: PrefixMaskConfig) -> masking.PrefixMask:
+    """Random prefix masking of the padded episodes, as numpy."""
+    drawn = _prefix_mask(
+        key,
+        padded.loss_mask,
+        padded.pictures & config.pictures,
+        config.probability,
+        config.what != "loss",
+        config.what != "states",
+    )
+    return jax.device_get(drawn)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _prefix_mask(key, loss_mask, pictures, probability, states, loss):
+    return masking.random_prefix_mask(
+        key,
+        loss_mask,
+        probability=probability,
+        mask_states=states,
+        mask_loss=loss,
+        picture_mask=pictures,
+    )
+
+
+def loss_weights(
+    weights: np.ndarray, normalization: str, length: int, copies: np.ndarray | None = None
+) -> np.ndarray:
     """Weights [B, S] scaled so that a weighted sum over the batch is the wanted mean.
 
     token_mean: every token alike. sequence_mean: every episode alike, its tokens alike within.
     fixed_length: every token over (episodes x `length`), so that no draw changes the scale.
+
+    Args:
+      weights: of tokens, 0 without loss.
+      copies: [B], how often an episode stands in the batch; None for once. The result is that of
+        a batch in which it does.
     """
+    copies = np.ones(len(weights), np.float32) if copies is None else np.float32(copies)
+    copies = copies[:, None]
     counts = weights.sum(1, keepdims=True)
-    alive = max(1, int((counts > 0).sum()))
+    alive = max(1.0, float((copies * (counts > 0)).sum()))
     if normalization == "token_mean":
-        return weights / max(weights.sum(), 1e-8)
+        return weights * copies / max((weights * copies).sum(), 1e-8)
     if normalization == "sequence_mean":
-        return weights / np.maximum(counts, 1e-8) / alive
-    return weights / (alive * length)
+        return weights / np.maximum(counts, 1e-8) * copies / alive
+    return weights * copies / (alive * length)
 
 
-def episode_advantages(episodes: list[Episode], rows: int, config: AlgorithmConfig) -> np.ndarray:
-    """Group-relative advantages of whole episodes: float32 [rows], 0 past the last episode."""
+# --- rewards and advantages --------------------------------------------------------------------
+
+
+def overlong_penalties(padded: Padded, config: AlgorithmConfig, budget: int) -> np.ndarray:
+    """What the length of an episode's last reply costs, float32 [B] in -1 .. 0, if wanted."""
+    if config.overlong != "penalty":
+        return np.zeros(len(padded.loss_mask), np.float32)
+    turn = np.where(padded.final, padded.turn_index, 0).max(1, keepdims=True)
+    lengths = (padded.loss_mask * (padded.turn_index == turn)).sum(1)
+    return np.asarray(adv.overlong_penalty(lengths, budget, config.overlong_margin))
+
+
+def episode_advantages(
+    episodes: list[Episode],
+    rows: int,
+    config: AlgorithmConfig,
+    extra: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """Group-relative advantages of whole episodes: float32 [rows], 0 past the last episode.
+
+    Args:
+      extra: [rows], added to the scores: penalties.
+    """
     scores, groups = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
     mask = np.zeros(rows, np.float32)
     # A filter drops groups: number those that are left.
@@ -106,7 +176,7 @@ def episode_advantages(episodes: list[Episode], rows: int, config: AlgorithmConf
     for b, episode in enumerate(episodes):
         scores[b], mask[b] = episode.rewards["total"], 1
         groups[b] = numbers[episode.group]
-    return np.asarray(_group_advantages(scores, groups, mask, config.advantage))
+    return np.asarray(_group_advantages(scores + extra, groups, mask, config.advantage))
 
 
 @functools.partial(jax.jit, static_argnames="kind")
@@ -134,92 +204,45 @@ def placed_rewards(episodes: list[Episode], padded: Padded) -> np.ndarray:
     return rewards
 
 
-generalised_advantages = jax.jit(adv.gae)
+def estimate(
+    rewards: np.ndarray, values: np.ndarray, padded: Padded, config: AlgorithmConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(advantages, returns to fit the critic to, discounted returns), float32 [B, S] each.
+
+    The last are what was really earned: what a critic's explained variance is measured against.
+    """
+    following = np.zeros(len(rewards), np.float32)
+    if config.bootstrap:
+        # A reply that its budget cut is followed by a forced end token: the critic on the state
+        # that emits that one is the critic after the last generated token.
+        after = np.roll(padded.final, 1, 1)
+        following = (values * after).sum(1) * padded.cut
+    turns = config.discount if config.turn_discount is None else config.turn_discount
+    lambdas = config.lambda_ if config.turn_lambda is None else config.turn_lambda
+    out = _estimate(
+        rewards,
+        values,
+        padded.loss_mask,
+        padded.turn_index,
+        following,
+        (config.discount, config.lambda_, turns, lambdas),
+        config.level,
+    )
+    return jax.device_get(out)
+
+
+@functools.partial(jax.jit, static_argnames="level")
+def _estimate(rewards, values, mask, turn_index, following, factors, level):
+    discount, lambda_, turn_discount, turn_lambda = factors
+    if level == "turn":
+        found = adv.turn_gae(rewards, values, discount, lambda_, mask, turn_index, following)
+        # Within a turn nothing is discounted, between turns all of it.
+        between = adv.turn_discounts(mask, turn_index, 1.0, discount)
+    else:
+        between = adv.turn_discounts(mask, turn_index, discount, turn_discount)
+        decay = adv.turn_discounts(mask, turn_index, lambda_, turn_lambda)
+        found = adv.gae(rewards, values, between, decay, mask, following)
+    return *found, adv.discounted_returns(rewards, between, mask, following)
+
+
 whitened = jax.jit(masked.whiten)
-
-
-# --- packing -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """Rows of microbatches and where each of their tokens comes from.
-
-    Attributes:
-      rows: one record a microbatch, on the device.
-      episode: int32 [M, R, T], row of the padded arrays, -1 in padding.
-      offset: int32 [M, R, T], token within the episode.
-      occupancy: share of token slots in use.
-    """
-
-    rows: list[Rows]
-    episode: np.ndarray
-    offset: np.ndarray
-    occupancy: float
-
-
-def pack(
-    policy: Policy, episodes: list[Episode], indices: list[int], shape: layout.PackShape
-) -> Packing:
-    """Packs the episodes `indices` into as few microbatches of one shape as first fit finds.
-
-    Raises:
-      ValueError: an episode is longer than a row, or has more pictures than a row has slots.
-    """
-    place = policy.config.layout
-    left = [
-        Sequence(
-            episodes[i].tokens,
-            episodes[i].pictures,
-            {
-                "episode": np.full(episodes[i].tokens.size, i + 1, np.int32),
-                "offset": np.arange(episodes[i].tokens.size, dtype=np.int32),
-            },
-        )
-        for i in indices
-    ]
-    rows, members, offsets, used = [], [], [], 0.0
-    while left:
-        assignment = layout.assign_rows(left, place, shape)
-        if max(assignment) < 0:
-            size = max(s.tokens.size for s in left)
-            raise ValueError(f"an episode of {size} tokens doesn't fit a row of {shape}")
-        packed, fields = layout.pack(left, place, shape, assignment)
-        used += float((packed.segments > 0).mean())
-        rows.append(place_rows(policy, packed))
-        members.append(fields["episode"] - 1)
-        offsets.append(fields["offset"])
-        left = [s for s, r in zip(left, assignment, strict=True) if r < 0]
-    return Packing(rows, np.stack(members), np.stack(offsets), used / len(rows))
-
-
-def place_rows(policy: Policy, rows: Rows) -> Rows:
-    """Packed rows onto the device or the mesh."""
-    if policy.mesh is None:
-        return jax.device_put(rows)
-    placed = put_rows(policy.mesh, rows._replace(positions=None))
-    return placed._replace(positions=put_rows(policy.mesh, rows.positions, axis=1))
-
-
-def gather(packing: Packing, padded: np.ndarray) -> np.ndarray:
-    """Padded [B, S] to packed [M, R, T], zero in padding."""
-    return np.where(packing.episode >= 0, padded[packing.episode, packing.offset], 0)
-
-
-def scatter(packing: Packing, packed: list[np.ndarray], like: np.ndarray) -> np.ndarray:
-    """Packed [R, T] of every microbatch back to padded [B, S]."""
-    out = np.zeros(like.shape, np.float32)
-    valid = packing.episode >= 0
-    out[packing.episode[valid], packing.offset[valid]] = np.stack(packed)[valid]
-    return out
-
-
-def microbatches(
-    policy: Policy, packing: Packing, fields: dict[str, np.ndarray]
-) -> list[Microbatch]:
-    """Microbatches whose fields are the padded arrays' values."""
-    packed = {name: gather(packing, value).astype(np.float32) for name, value in fields.items()}
-    return [
-        Microbatch(rows, put_rows(policy.mesh, {name: value[m] for name, value in packed.items()}))
-        for m, rows in enumerate(packing.rows)
-    ]

@@ -2,88 +2,103 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from vrrl_jax import label, layout
+from vrrl_jax import label, layout, packing, selecting
+from vrrl_jax.collect import MASK_KEY, PREFIX_MASK_KEY, key_for
 from vrrl_jax.config import TrainConfig
 from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Params, Policy
-from vrrl_jax.rl import losses, update
+from vrrl_jax.packing import Packing
+from vrrl_jax.parallel.mesh import put_rows
+from vrrl_jax.rl import advantages as adv
+from vrrl_jax.rl import losses, replay, update
 from vrrl_jax.rollout import episodes
+from vrrl_jax.selecting import Samples
 from vrrl_jax.types import Episode
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same through a run.
+
+    Attributes:
+      policy, config: as loaded.
+      frozen: parameters that don't learn.
+      reference: the policy that a KL term holds on to, or None.
+      programs: of the update.
+      shapes: of the rollout.
+      packed: of a microbatch.
+      key: the run's.
+      recall: makes the episode of a stored sample again; None where none are stored.
+    """
+
+    policy: Policy
+    config: TrainConfig
+    frozen: Params
+    reference: Params | None
+    programs: update.Programs
+    shapes: episodes.Shapes
+    packed: layout.PackShape
+    key: jax.Array
+    recall: Callable[[dict[str, np.ndarray]], Episode] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Episodes of a rollout."""
+        return self.config.rollout.questions * self.config.rollout.samples
+
+
 def learn(
-    policy: Policy,
-    config: TrainConfig,
+    run: Run,
     state: update.TrainState,
-    frozen: Params,
-    reference: Params | None,
-    programs: update.Programs,
+    memory: replay.State | None,
     played: list[Episode],
-    shapes: episodes.Shapes,
-    shape: layout.PackShape,
-    key: jax.Array,
-) -> tuple[update.TrainState, dict[str, float]]:
-    """Labels the episodes of a step and takes its optimizer steps."""
-    algorithm = config.algorithm
-    rows = config.rollout.questions * config.rollout.samples
-    padded = label.pad(played, rows, shapes.slots)
-    actor = label.turn_masked(key, played, padded, config.rtm)
-    advantage = label.episode_advantages(played, rows, algorithm)
-    per_token = np.broadcast_to(advantage[:, None], padded.loss_mask.shape)
-    metrics = {
-        "advantage_nonzero": float((advantage[: len(played)] != 0).mean()),
-        "count/rtm_masked_tokens": float(padded.loss_mask.sum() - actor.sum()),
-    }
-    fields = {"logprobs": padded.logprobs}
-    whole = label.pack(policy, played, list(range(len(played))), shape)
-    metrics["update_occupancy"] = whole.occupancy
-    scored = None
-    if policy.value_head or algorithm.importance == "recomputed":
-        params = join_params(state.params, frozen)
-        scored = _score(policy, params, whole, padded, config.rollout.temperature)
-    if algorithm.importance == "recomputed":
-        fields["logprobs"] = scored["logprobs"]
-    if reference is not None:
-        referred = _score(policy, reference, whole, padded, config.rollout.temperature)
-        fields["ref_logprobs"] = referred["logprobs"]
-    if algorithm.name == "ppo":
-        rewards = label.placed_rewards(played, padded)
-        estimate, returns = label.generalised_advantages(
-            rewards, scored["values"], algorithm.discount, algorithm.lambda_, padded.loss_mask
-        )
-        fields |= {"values": scored["values"], "returns": np.asarray(returns)}
-        metrics["explained_variance"] = float(
-            losses.explained_variance(scored["values"], returns, padded.loss_mask)
-        )
-        per_token = label.whitened(estimate, padded.loss_mask) if algorithm.whiten else estimate
-    fields["advantages"] = np.asarray(per_token)
+    step: int,
+) -> tuple[update.TrainState, replay.State | None, dict[str, float]]:
+    """Labels the episodes of a step, chooses what to train on, takes the optimizer steps.
+
+    Args:
+      state: donated.
+      memory: the ring of stored samples, donated; None without one.
+      played: whole groups.
+      step: of the run, 0-based; draws are seeded with it.
+    """
+    algorithm, n = run.config.algorithm, len(played)
+    whole = packing.pack(run.policy, played, list(range(n)), run.packed)
+    params = join_params(state.params, run.frozen)
+    fresh, metrics = labelled(run, params, played, whole, step)
+    chosen = selecting.choose(run.config, fresh, memory, run.key, step, run.recall)
+    stored, figures = relabelled(run, params, chosen.stored)
+    del params  # the state's are donated
+    samples = fresh.joined(stored)
+    metrics |= chosen.metrics | figures | {"update_occupancy": whole.occupancy}
 
     totals: list[dict[str, Any]] = []
     sums: list[float] = []
-    for epoch in range(algorithm.epochs):
-        for indices in minibatches(config, played, epoch, int(state.step)):
-            packing = whole if len(indices) == len(played) else None
-            packing = packing or label.pack(policy, played, indices, shape)
-            chosen = np.zeros((rows, 1), np.float32)
-            chosen[indices] = 1
-            weights = label.loss_weights(
-                actor * chosen, algorithm.normalization, config.rollout.max_new_tokens
-            )
-            fields["loss_weights"] = weights
-            if algorithm.name == "ppo":
-                # Masking mechanisms touch the actor's loss only: the critic sees every token.
-                fields["value_weights"] = label.loss_weights(
-                    padded.loss_mask * chosen, "token_mean", 1
-                )
-            batches = label.microbatches(policy, packing, fields)
-            state, metrics_now = update.run(programs, state, batches, frozen)
-            totals.append(metrics_now)
-            sums.append(float(weights.sum()) or 1.0)
+    for copies in chosen.steps:
+        indices = np.flatnonzero(copies).tolist()
+        if not indices:
+            continue
+        rows = whole
+        if indices != list(range(n)):
+            rows = packing.pack(run.policy, samples.episodes, indices, run.packed)
+        warming = int(state.step) < algorithm.critic_warmup
+        weighted = weights(run.config, samples, copies, n, warming)
+        batches = packing.microbatches(run.policy, rows, samples.fields | weighted)
+        state, metrics_now = update.run(run.programs, state, batches, run.frozen)
+        totals.append(metrics_now)
+        sums.append(float(weighted["loss_weights"].sum()) or 1.0)
+    metrics["count/updates"] = len(totals)
+    metrics["count/updates_without_samples"] = len(chosen.steps) - len(totals)
+    if not totals:
+        return state, chosen.memory, metrics
     totals = [
         {name: float(v) / (total if name in update.MEANS else 1.0) for name, v in t.items()}
         for t, total in zip(jax.device_get(totals), sums, strict=True)
@@ -91,36 +106,225 @@ def learn(
     for name in totals[0]:
         values = [t[name] for t in totals]
         metrics[name] = float(np.sum(values) if name.startswith("count/") else np.mean(values))
-    metrics["count/updates"] = len(totals)
     # The first update sees unchanged parameters: its ratio tells sampler and trainer apart.
     metrics["ratio_deviation_first"] = totals[0]["ratio_deviation"]
-    return state, metrics
+    return state, chosen.memory, metrics
 
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def labelled(
+    run: Run, params: Params, played: list[Episode], whole: Packing, step: int
+) -> tuple[Samples, dict[str, float]]:
+    """Fresh episodes with their masks, old log-probabilities, advantages and returns."""
+    config, algorithm = run.config, run.config.algorithm
+    image = run.policy.config.image_token_id
+    padded = label.pad(played, run.rows, run.shapes.slots, image)
+    actor = label.turn_masked(key_for(run.key, MASK_KEY, step), played, padded, config.rtm)
+    metrics = {"count/rtm_masked_tokens": float(padded.loss_mask.sum() - actor.sum())}
+    unscored = np.isnan(padded.logprobs)
+    if config.prefix_mask.probability > 0 and config.prefix_mask.continuation == "in_place":
+        drawn = label.prefix_masked(
+            key_for(run.key, PREFIX_MASK_KEY, step), padded, config.prefix_mask
+        )
+        padded = dataclasses.replace(padded, hidden=padded.hidden | drawn.state_mask)
+        actor = actor * (drawn.loss_mask > 0)
+        if config.prefix_mask.logprobs == "recomputed":
+            # Under masked states: or the ratio isn't 1 at an unchanged policy.
+            unscored |= (padded.loss_mask > 0) & padded.hidden.any(1, keepdims=True)
+        metrics["count/prefix_masked_episodes"] = int((drawn.length > 0).sum())
+        metrics["count/prefix_masked_tokens"] = int(drawn.length.sum())
+    if algorithm.overlong == "mask":
+        actor = actor * ~padded.cut[:, None]
+        metrics["count/overlong_masked"] = int(padded.cut.sum())
+
+    hidden = padded.hidden if hides(config) else None
+    scored = {}
+    if run.policy.value_head or algorithm.importance != "behaviour" or unscored.any():
+        scored = score(run, params, whole, padded.loss_mask, hidden)
+    logprobs, weight = padded.logprobs, None
+    if algorithm.importance == "recomputed":
+        logprobs = scored["logprobs"]
+    elif algorithm.importance == "truncated":
+        recorded = np.where(unscored, scored["logprobs"], logprobs)
+        logprobs = scored["logprobs"]
+        weight = losses.importance_weights(
+            logprobs, recorded, padded.loss_mask, cap=algorithm.importance_cap
+        )
+        metrics["importance_weight"] = _mean(np.asarray(weight), padded.loss_mask)
+    elif unscored.any():
+        logprobs = np.where(unscored, scored["logprobs"], logprobs)
+    metrics["count/logprobs_recomputed"] = int(unscored.sum())
+    fields = {"loss_mask": padded.loss_mask, "actor": actor, "logprobs": logprobs}
+    if hidden is not None:
+        fields["hidden"] = padded.hidden.astype(np.float32)
+    if run.reference is not None:
+        referred = score(run, run.reference, whole, padded.loss_mask, hidden)
+        fields["ref_logprobs"] = referred["logprobs"]
+
+    rewards = label.placed_rewards(played, padded)
+    extra = label.overlong_penalties(padded, algorithm, config.rollout.max_new_tokens)
+    rewards = rewards + padded.final * extra[:, None]
+    if algorithm.overlong == "penalty":
+        metrics["count/overlong_penalised"] = int((extra < 0).sum())
+    if algorithm.kl_in == "reward" and run.reference is not None:
+        charged = adv.kl_rewards(
+            np.zeros_like(rewards),
+            logprobs,
+            fields.pop("ref_logprobs"),
+            padded.loss_mask,
+            algorithm.kl_coefficient,
+            algorithm.estimator,
+        )
+        rewards, extra = rewards + charged, extra + np.asarray(charged).sum(1)
+        metrics["kl_reward"] = float(np.asarray(charged).sum(1)[: len(played)].mean())
+    advantage = label.episode_advantages(played, run.rows, algorithm, extra)
+    per_token = np.broadcast_to(advantage[:, None], padded.loss_mask.shape)
+    if algorithm.name == "ppo" or algorithm.advantage == "returns":
+        values = scored.get("values", np.zeros_like(rewards))
+        per_token, returns, earned = label.estimate(rewards, values, padded, algorithm)
+        if algorithm.name == "ppo":
+            fields |= {"values": values, "returns": returns, "rewards": np.asarray(rewards)}
+            metrics["explained_variance"] = float(
+                losses.explained_variance(values, earned, padded.loss_mask)
+            )
+        else:
+            per_token = earned
+        if algorithm.whiten:
+            per_token = np.asarray(label.whitened(per_token, padded.loss_mask))
+        advantage = (per_token * padded.loss_mask).sum(1) / np.maximum(padded.loss_mask.sum(1), 1)
+    fields["advantages"] = np.asarray(per_token if weight is None else per_token * weight)
+    if config.rethinking.nll:
+        fields["nll"] = rethought(config, played, padded, advantage)
+    n = len(played)
+    trimmed = {name: np.float32(fields[name][:n]) for name in selecting.field_names(config)}
+    return Samples(played, trimmed, np.float32(advantage[:n])), metrics
+
+
+def hides(config: TrainConfig) -> bool:
+    """Whether some inputs may be hidden from the policy."""
+    return config.prefix_mask.probability > 0 and config.prefix_mask.what != "loss"
+
+
+def rethought(
+    config: TrainConfig, played: list[Episode], padded: label.Padded, advantage: np.ndarray
+) -> np.ndarray:
+    """Tokens of the rethinking NLL term, float32 [B, S].
+
+    Paper: second thoughts that end in a right answer. Code: all of a reply that holds a "wait" and
+    has a positive advantage.
+    """
+    rows = np.zeros((len(padded.loss_mask), 1), np.float32)
+    if config.rethinking.nll_tokens == "second":
+        rows[: len(played), 0] = [e.rewards["success"] > 0 for e in played]
+        return padded.second * rows
+    waits = [any("wait" in text.lower() for text in e.texts) for e in played]
+    rows[: len(played), 0] = np.array(waits) & (advantage[: len(played)] > 0)
+    return padded.loss_mask * rows
+
+
+def relabelled(run: Run, params: Params, stored: Samples) -> tuple[Samples, dict[str, float]]:
+    """Stored samples with what they need of the policy and the critic of now, if anything.
+
+    Their reference log-probabilities are stored: the reference never changes.
+    """
+    algorithm, replayed = run.config.algorithm, run.config.replay
+    critic = replayed.labels == "recomputed" and algorithm.name == "ppo"
+    truncated = replayed.importance == "truncated"
+    n = len(stored.episodes)
+    if n == 0 or not (critic or truncated):
+        return stored, {}
+    # A multiple of a rollout's rows: few shapes, few programs.
+    rows = -(-n // run.rows) * run.rows
+    widen = lambda a: np.pad(a, ((0, rows - n), (0, 0)))
+    padded = label.pad(stored.episodes, rows, run.shapes.slots)
+    whole = packing.pack(run.policy, stored.episodes, list(range(n)), run.packed)
+    hidden = padded.hidden if hides(run.config) else None
+    scored = score(run, params, whole, padded.loss_mask, hidden)
+    fields, metrics = dict(stored.fields), {}
+    if critic:
+        rewards = widen(fields["rewards"])
+        per_token, returns, _ = label.estimate(rewards, scored["values"], padded, algorithm)
+        if algorithm.whiten:
+            per_token = np.asarray(label.whitened(per_token, padded.loss_mask))
+        fields |= {
+            "values": scored["values"][:n],
+            "returns": returns[:n],
+            "advantages": per_token[:n],
+        }
+    if truncated:
+        weight = np.asarray(
+            losses.importance_weights(
+                scored["logprobs"], widen(fields["logprobs"]), padded.loss_mask, cap=replayed.cap
+            )
+        )
+        metrics["replayed_importance"] = _mean(weight, padded.loss_mask)
+        fields |= {
+            "logprobs": scored["logprobs"][:n],
+            "advantages": fields["advantages"] * weight[:n],
+        }
+    return dataclasses.replace(stored, fields=fields), metrics
+
+
+def weights(
+    config: TrainConfig, samples: Samples, copies: np.ndarray, fresh: int, warming: bool
+) -> dict[str, np.ndarray]:
+    """The weights of every term of the loss, each normalised over the batch: float32 [N, S].
+
+    Args:
+      copies: [N], how often a sample stands in the batch.
+      fresh: how many of the samples are of this step.
+      warming: whether the critic learns alone.
+    """
+    algorithm, fields = config.algorithm, samples.fields
+    scaled = functools.partial(label.loss_weights, copies=copies)
+    actor = scaled(fields["actor"], algorithm.normalization, config.rollout.max_new_tokens)
+    out = {"loss_weights": actor * (not warming)}
+    if len(samples.episodes) > fresh:
+        old = actor * (np.arange(len(actor)) >= fresh)[:, None]
+        out["replayed_weights"] = old / max(float(old.sum()), 1e-8)
+    if algorithm.name == "ppo":
+        # Masking mechanisms touch the actor's loss only: the critic sees every token.
+        out["value_weights"] = scaled(fields["loss_mask"], "token_mean", 1)
+        out["trunk"] = np.full_like(actor, 0.0 if warming else algorithm.value_trunk)
+    if "nll" in fields:
+        out["nll_weights"] = scaled(fields["nll"], "token_mean", 1) * (not warming)
+    return out
+
+
+# --- passes --------------------------------------------------------------------------------------
 
 _score_rows = jax.jit(update.score, static_argnums=(0, 3))
 
 
-def _score(policy, params, packing, padded, temperature) -> dict[str, np.ndarray]:
-    """One teacher-forced pass over all microbatches, back in padded form."""
-    out = [_score_rows(policy, params, rows, temperature) for rows in packing.rows]
+def score(
+    run: Run, params: Params, whole: Packing, like: np.ndarray, hidden: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """One teacher-forced pass over all microbatches: `logprobs` and, with a critic, `values`.
+
+    Args:
+      whole: episodes in packed rows.
+      like: [B, S], padded arrays of them.
+      hidden: bool [B, S], inputs that the policy doesn't see; None for none.
+
+    Returns:
+      float32 [B, S] each.
+    """
+    masks = [None] * len(whole.rows)
+    if hidden is not None:
+        masks = list(put_rows(run.policy.mesh, packing.gather(whole, hidden)))
+    temperature = run.config.rollout.temperature
+    out = [
+        _score_rows(run.policy, params, rows, temperature, mask)
+        for rows, mask in zip(whole.rows, masks, strict=True)
+    ]
     out = jax.device_get(out)
-    return {
-        name: label.scatter(packing, [o[name] for o in out], padded.loss_mask) for name in out[0]
-    }
+    return {name: packing.scatter(whole, [o[name] for o in out], like) for name in out[0]}
 
 
-def minibatches(
-    config: TrainConfig, played: list[Episode], epoch: int, step: int
-) -> list[list[int]]:
-    """Indices of each optimizer step's episodes: whole groups, shuffled where there are several."""
-    n = config.algorithm.minibatches
-    if n == 1:
-        return [list(range(len(played)))]
-    groups = list(dict.fromkeys(e.group for e in played))
-    order = np.random.default_rng((config.seed, step, epoch)).permutation(len(groups))
-    parts = np.array_split(np.array(groups)[order], min(n, len(groups)))
-    members = {g: [i for i, e in enumerate(played) if e.group == g] for g in groups}
-    return [[i for g in part.tolist() for i in members[g]] for part in parts]
+def _mean(values: np.ndarray, mask: np.ndarray) -> float:
+    return float((values * mask).sum() / max(1.0, mask.sum()))
 
 
 def objective(config: TrainConfig) -> update.Objective:
@@ -130,11 +334,12 @@ def objective(config: TrainConfig) -> update.Objective:
         clip_low=a.clip_low,
         clip_high=a.clip_high,
         dual_clip=a.dual_clip,
-        kl_coefficient=a.kl_coefficient,
-        kl_estimator=a.kl_estimator,
+        kl_coefficient=a.kl_coefficient if a.kl_in == "loss" else 0.0,
+        kl_estimator=a.estimator,
         entropy_coefficient=a.entropy_coefficient,
         value_coefficient=a.value_coefficient if a.name == "ppo" else 0.0,
         value_clip=a.value_clip,
+        nll_coefficient=config.rethinking.nll,
         temperature=config.rollout.temperature,
     )
 

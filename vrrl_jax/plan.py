@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from vrrl_jax import learn
 from vrrl_jax.config import OptimizerConfig, TrainConfig
+from vrrl_jax.models import critic
 from vrrl_jax.models import policy as models
 from vrrl_jax.models.config import ModelConfig
 from vrrl_jax.models.lora import split_params
@@ -64,9 +65,9 @@ class Memory:
     """Bytes a device.
 
     Attributes:
-      parameters: the optimizer's, and frozen ones.
+      parameters: the optimizer's, and frozen ones. A separate critic's are among them.
       optimizer: its state.
-      reference: a copy of what is trained, where a KL penalty compares with it.
+      reference: a copy of what is trained of the policy, where a KL penalty compares with it.
       view: the sampler's copy.
       cache: keys and values of a rollout.
       gradients: those accumulated, and those of the microbatch about to be added.
@@ -125,6 +126,7 @@ def plan(
     dtype: str = "float32",
     reference: bool = True,
     freeze_vision: bool = False,
+    separate_critic: bool = False,
 ) -> Memory:
     """What a run holds and needs on each device of `policy.mesh`.
 
@@ -135,36 +137,43 @@ def plan(
       dtype: of the parameters that the optimizer holds.
       reference: whether there is a KL penalty.
       freeze_vision: whether the vision tower stays as it is: no gradient, no state, no copy.
+      separate_critic: whether the critic is a model of its own, of a policy with a value head.
 
     Raises:
       ValueError: the mesh doesn't divide the query heads.
     """
     if policy.mesh is not None:
         check_heads(policy.mesh, policy.config.text.heads)
-    params = master_params(policy, dtype)
-    trained, _ = split_params(
-        params, lambda name: not (freeze_vision and name.startswith("visual"))
-    )
+    params = master_params(policy, dtype, separate_critic=separate_critic)
+    tower = lambda name: name.removeprefix(critic.PREFIX).startswith("visual")
+    trained, frozen = split_params(params, lambda name: not (freeze_vision and tower(name)))
     count = lambda tree: held_bytes(tree, policy.mesh, head_dim=policy.config.text.head_dim)
     return Memory(
-        parameters=count(params),
+        # What stays as it is, a separate critic shares with the policy.
+        parameters=count(trained) + count(critic.without_critic(frozen)),
         optimizer=count(jax.eval_shape(make_optimizer(optimizer, 1).init, trained)),
-        reference=count(trained) if reference else 0,
+        reference=count(critic.without_critic(trained)) if reference else 0,
         view=view_bytes(policy, params),
         cache=cache_bytes(policy, work.rows, work.slots),
         gradients=2 * count(trained),
         rollout=rollout_bytes(policy, work),
-        update=update_bytes(policy, work, gathered_bytes(policy, params)),
+        update=update_bytes(
+            policy, work, gathered_bytes(policy, params), separate_critic=separate_critic
+        ),
     )
 
 
 # --- what is held --------------------------------------------------------------------------------
 
 
-def master_params(policy: Policy, dtype: str) -> Params:
+def master_params(policy: Policy, dtype: str, *, separate_critic: bool = False) -> Params:
     """Shapes of the parameters as the optimizer holds them; a value head is always float32."""
     params = _abstract(policy.config, policy.value_head)
-    return {k: _as(v, "float32" if k == "value_head" else dtype) for k, v in params.items()}
+    params = {k: _as(v, "float32" if k == "value_head" else dtype) for k, v in params.items()}
+    if not separate_critic:
+        return params
+    # Nothing is placed while shapes are asked for: the mesh may be abstract.
+    return jax.eval_shape(functools.partial(critic.add_critic, policy), params)
 
 
 @functools.cache
@@ -194,7 +203,7 @@ def view_bytes(policy: Policy, params: Params) -> int:
     """The sampler's copy (`models.rollout_view`), laid out like the parameters. A tied head is in
     it twice, once transposed."""
     count = lambda tree: held_bytes(tree, policy.mesh, head_dim=policy.config.text.head_dim)
-    shown = {k: v for k, v in params.items() if k != "value_head"}
+    shown = {k: v for k, v in params.items() if k not in ("value_head", "critic")}
     cast = jax.eval_shape(functools.partial(models.narrow_params, policy), shown)
     tied = {"embed_tokens": cast["embed_tokens"]} if policy.config.text.tied else {}
     return count(cast) + count(tied)
@@ -229,7 +238,9 @@ def gathered_bytes(policy: Policy, params: Params) -> dict[str, int]:
 # --- what comes and goes -------------------------------------------------------------------------
 
 
-def update_bytes(policy: Policy, work: Workload, gathered: dict[str, int]) -> int:
+def update_bytes(
+    policy: Policy, work: Workload, gathered: dict[str, int], *, separate_critic: bool = False
+) -> int:
     """A training microbatch: residuals + max(block, vision block, logits).
 
     With c bytes of the compute dtype, r = R / (data * fsdp) rows and t parts of tensor:
@@ -240,7 +251,8 @@ def update_bytes(policy: Policy, work: Workload, gathered: dict[str, int]) -> in
         logits          4 r C V / t * 4 for chunks of C tokens + the head, likewise
 
     Without rematerialisation every block's working set is kept instead of its input. The embedding
-    is gathered, and its gradient formed, where there is neither head nor residual left.
+    is gathered, and its gradient formed, where there is neither head nor residual left. A separate
+    critic has residuals and features of its own, beside the policy's until both turn back.
     """
     text, vision, c = policy.config.text, policy.config.vision, policy.dtype.itemsize
     rows, tokens = _rows(policy, work.batch_rows), work.batch_tokens
@@ -259,6 +271,8 @@ def update_bytes(policy: Policy, work: Workload, gathered: dict[str, int]) -> in
     else:
         residuals = text.layers * block + vision.layers * tower
         block = tower = 0
+    if separate_critic:
+        residuals, features = 2 * residuals, 2 * features
     longest = max(1, min(tokens, models.CHUNK_ELEMENTS // (work.batch_rows * text.vocab_size)))
     a_token = _split(text.vocab_size, _tensor(policy)) * FLOAT32
     logits = LOGITS_COPIES * rows * longest * a_token

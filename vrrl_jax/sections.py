@@ -72,6 +72,9 @@ class PolicyConfig:
       dtype: of the parameters that the optimizer holds.
       compute_dtype: of the forward pass; None is float32 on a CPU, bfloat16 elsewhere.
       value_head: whether the model has a critic, which PPO needs.
+      critic: "shared" reads the policy's states; "separate" is a model of its own that starts as a
+        copy of the policy and trains what the policy does (with lora: adapters of its own beside
+        the same base). It is saved for a resume, never exported.
       freeze_vision: leave the vision tower as it is.
       remat: compute the activations of each block anew in the backward pass: a third more work, a
         fraction of the memory.
@@ -85,6 +88,7 @@ class PolicyConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     value_head: bool = False
+    critic: Literal["shared", "separate"] = "shared"
     freeze_vision: bool = False
     remat: bool = False
     init: Literal["pretrained", "random"] = "pretrained"
@@ -93,6 +97,8 @@ class PolicyConfig:
 
     def __post_init__(self):
         require(bool(self.path), "path", "is empty: name a Hugging Face directory, or nano")
+        separate = self.critic == "separate"
+        require(self.value_head or not separate, "critic", "separate needs value_head: true")
         if self.init == "random":
             require(self.config is not None, "config", "is needed for init=random: a config.json")
             whole = not (self.lora.rank or self.freeze_vision)

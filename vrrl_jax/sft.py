@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vrrl_jax import evaluate, label, layout, start, tasks
+from vrrl_jax import evaluate, layout, packing, start, tasks
 from vrrl_jax import log as logs
 from vrrl_jax.checkpoint import adapters, hf
 from vrrl_jax.checkpoint import state as checkpoints
@@ -92,7 +92,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
         for step, (batch, occupancy) in prefetch(make, iter(range(first, config.steps))):
             started = time.perf_counter()
             placed = Microbatch(
-                label.place_rows(policy, batch.rows), put_rows(policy.mesh, batch.fields)
+                packing.place_rows(policy, batch.rows), put_rows(policy.mesh, batch.fields)
             )
             state, metrics = update.run(programs, state, [placed], frozen)
             if ema is not None:

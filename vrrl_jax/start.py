@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.config import MeshConfig, PolicyConfig
-from vrrl_jax.models import lora
+from vrrl_jax.models import critic, lora
 from vrrl_jax.models.policy import Params, Policy, init_params
 from vrrl_jax.parallel.mesh import make_mesh
 from vrrl_jax.parallel.rules import left_whole
@@ -23,7 +23,8 @@ class Start(NamedTuple):
     Attributes:
       policy: static part.
       trained: what the optimizer holds.
-      frozen: what stays as it is: the base under adapters, or the vision tower.
+      frozen: what stays as it is: the base under adapters, or the vision tower. A separate critic
+        shares the policy's.
     """
 
     policy: Policy
@@ -39,7 +40,7 @@ def open_mesh(config: Any) -> Mesh | None:
 
 
 def start(config: PolicyConfig, mesh: Mesh | None, seed: int) -> Start:
-    """Loads or draws the policy of a recipe, adds its adapters and says what is trained.
+    """Loads or draws the policy of a recipe, adds adapters and a critic, says what is trained.
 
     Args:
       seed: of fresh parameters and adapters.
@@ -70,14 +71,18 @@ def start(config: PolicyConfig, mesh: Mesh | None, seed: int) -> Start:
         )
     if whole := left_whole(params, mesh, head_dim=policy.config.text.head_dim):
         print(whole)
+    if config.critic == "separate":
+        held = lambda name: not trains(config, name)
+        params = critic.add_critic(policy, params, held)
     return Start(policy, *lora.split_params(params, lambda name: trains(config, name)))
 
 
 def trains(config: PolicyConfig, name: str) -> bool:
     """Whether the parameter of this path learns: adapters alone where there are any, else all but
-    a frozen vision tower. A value head always does."""
-    if name.startswith("value_head"):
+    a frozen vision tower. A separate critic learns as the policy does, a value head always."""
+    if critic.is_head(name):
         return True
+    name = name.removeprefix(critic.PREFIX)
     if config.lora.rank:
         return lora.is_adapter(name)
     return not (config.freeze_vision and name.startswith("visual"))

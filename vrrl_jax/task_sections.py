@@ -63,7 +63,10 @@ class Empty:
 
 @section
 class TurnsEnv:
-    """What every environment has: `max_turns`, replies an episode."""
+    """What every environment has: `max_turns`, replies an episode.
+
+    With 1 a proposal is an answer: rewards ask for no commit.
+    """
 
     max_turns: int = 8
 
@@ -306,6 +309,8 @@ class SourceConfig:
       limit: read at most so many.
       weight: share of the mixture; null for all sources: their lengths.
       categories: only questions of these; null for all.
+      leave_out: no questions of these categories.
+      pictures: "with": only questions about pictures; "without": only those of text alone.
     """
 
     path: str = ""
@@ -314,9 +319,12 @@ class SourceConfig:
     limit: int | None = None
     weight: float | None = None
     categories: tuple[str, ...] | None = None
+    leave_out: tuple[str, ...] = ()
+    pictures: Literal["any", "with", "without"] = "any"
 
     def __post_init__(self):
         require(bool(self.path), "path", "is empty: name a data set")
+        require(self.categories != (), "categories", "is empty: null for all of them")
         require(bool(self.mapper), "mapper", "is empty: name the layout, such as virl39k")
         at_least(self, 1, "limit")
         positive(self, "weight")
@@ -364,6 +372,7 @@ class QuestionsEnv(TurnsEnv):
     style: Literal["boxed", "r1", "direct", "cot"] = "boxed"
     suffix: str | None = None
     joint: str = "\n"
+    opening: str = ""
 
     def __post_init__(self):
         require(self.max_turns == 1, "max_turns", "must be 1: a question has one reply")
@@ -373,7 +382,7 @@ class QuestionsEnv(TurnsEnv):
 class QuestionsReward:
     """What a reply is paid; `rewards/questions.py` explains each."""
 
-    style: Literal["r1", "rethinker", "plain"] = "rethinker"
+    style: Literal["r1", "cot", "rethinker", "plain"] = "rethinker"
     preset: Literal["paper", "code"] = "paper"
     correct_value: float = 1.0
     format_value: float = 1.0

@@ -5,23 +5,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vrrl_jax import collect, compiles, evaluate, learn, report, start, tasks
+from vrrl_jax import (
+    collect,
+    compiles,
+    evaluate,
+    learn,
+    playing,
+    report,
+    selecting,
+    start,
+    tasks,
+    trajectories,
+)
 from vrrl_jax import log as logs
 from vrrl_jax.checkpoint import adapters, hf
 from vrrl_jax.checkpoint import state as checkpoints
 from vrrl_jax.config import TrainConfig
 from vrrl_jax.data import loading
+from vrrl_jax.models import critic
 from vrrl_jax.models.lora import has_lora, join_params, strip_lora
 from vrrl_jax.models.policy import Params
 from vrrl_jax.optimizer import make_optimizer, schedule
@@ -29,7 +40,6 @@ from vrrl_jax.processing.processor import load_processor
 from vrrl_jax.progress import bytes_bar
 from vrrl_jax.rl import update
 from vrrl_jax.rollout import engine, episodes
-from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.types import Episode
 
 
@@ -55,36 +65,39 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     score = tasks.score_of(config, task)
     examples = task.training()
     tested = task.evaluation(examples) if config.eval.enabled else tasks.NONE
-    settings = episodes.Settings(
-        samples=rollout.samples,
-        max_turns=config.env.max_turns,
-        max_new_tokens=rollout.max_new_tokens,
-        sampling=Sampling(rollout.temperature, rollout.top_k, rollout.top_p),
-        train_prefix=config.roll_in.train_prefix,
-        train_end=rollout.train_end_token,
-    )
-    rolls_in = config.modes.roll_in > 0
-    shapes = episodes.plan_shapes(
-        policy, processor, task.environment, task.probes(examples), settings, roll_in=rolls_in
-    )
+    stages = playing.stages_of(config, task, processor)
+    probes = task.probes(examples)
+    shapes = playing.plan_shapes(policy, processor, config, stages, probes)
     shape = learn.update_shape(config, policy, shapes)
+    key = jax.random.key(config.seed)
+    game = playing.Game(
+        policy, processor, config, playing.settings_of(config), shapes, stages, score, key
+    )
 
     # --- what learns: state, reference, buffers, programs ---
     # A schedule counts optimizer steps, of which a rollout may give several.
     updates = config.steps * algorithm.epochs * algorithm.minibatches
-    tx = make_optimizer(config.optimizer, updates)
-    reference = reference_params(params, frozen) if algorithm.kl_coefficient else None
+    tx = make_optimizer(config.optimizer, updates, algorithm.critic_warmup)
+    reference = None
+    if algorithm.kl_coefficient:
+        reference = reference_params(critic.without_critic(params), critic.without_critic(frozen))
     state = update.init_state(policy, params, tx)
     del params  # donated with the state
     whole = lambda: join_params(state.params, frozen)
     buffer = None
-    if rolls_in:
+    if config.modes.roll_in > 0:
         # A reply may hold a forced opening and a forced end beside what was sampled.
         buffer = collect.empty_prefixes(config.roll_in, rollout.max_new_tokens + 10, mesh)
+    memory = selecting.empty_memory(config, shapes.slots, mesh)
     programs = update.make_programs(
         functools.partial(update.policy_loss, policy, learn.objective(config)), tx, policy
     )
-    open_group = functools.partial(episodes.open_group, policy, task.environment, processor, shapes)
+
+    def recall(row):
+        environment = game.stage(int(row["step"])).environment
+        return trajectories.rebuild(row, examples[int(row["question"])], environment, processor)
+
+    run = learn.Run(policy, config, frozen, reference, programs, shapes, shape, key, recall)
     skipped: dict[int, str] = {}  # examples that can't be shown, and why
     most_skipped = loading.allowed_bad(len(examples))
 
@@ -92,8 +105,8 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
         (question,), cursor = collect.next_questions(config.seed, examples, cursor, 1)
         return question, cursor
 
-    rate = schedule(config.optimizer, updates)
-    key = jax.random.key(config.seed)
+    waits = algorithm.critic_warmup  # the policy's schedule begins after it
+    rate = schedule(config.optimizer, max(1, updates - waits))
 
     run_dir = logs.open_run(config, resume=resume)
     print(
@@ -114,9 +127,10 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             evaluate.save(run_dir / "evaluation_base.json", evaluate.tables(base))
         first, cursor, generated = 0, 0, 0
         if resume and checkpoints.latest(saved) is not None:
-            arrays, meta, first = checkpoints.restore(saved, resumable(state, buffer))
-            state, buffer = arrays["state"], arrays.get("buffer")
+            arrays, meta, first = checkpoints.restore(saved, resumable(state, buffer, memory))
+            state, buffer, memory = (arrays.get(k) for k in ("state", "buffer", "memory"))
             cursor, generated = meta["cursor"], meta["generated"]
+            skipped |= {int(question): why for question, why in meta["skipped"].items()}
             log.truncate(first)
 
         # --- the loop ---
@@ -127,21 +141,14 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             keeps = config.log.episodes_every and step % config.log.episodes_every == 0
 
             def play(groups, attempt, view=view, step=step, keeps=keeps):
-                chosen = dataclasses.replace(settings, keep_images=bool(keeps) and attempt == 0)
-                return episodes.rollout(
-                    policy,
-                    view,
-                    processor,
-                    task.environment,
-                    groups,
-                    chosen,
-                    shapes,
-                    collect.key_for(key, collect.SAMPLE_KEY, attempt),
-                    step,
-                    score,
-                )
+                return playing.play(game, view, groups, step, attempt, bool(keeps) and not attempt)
 
-            def draw_groups(cursor, attempt, buffer, step=step):
+            environment = game.stage(step).environment
+            open_group = functools.partial(
+                episodes.open_group, policy, environment, processor, shapes
+            )
+
+            def draw_groups(cursor, attempt, buffer, step=step, open_group=open_group):
                 ids, cursor = collect.next_questions(
                     config.seed, examples, cursor, rollout.questions
                 )
@@ -175,20 +182,23 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             rolled = time.perf_counter()
 
             if collected.episodes:
-                mask_key = collect.key_for(key, collect.MASK_KEY, step)
-                state, trained = learn.learn(
-                    policy, config, state, frozen, reference, programs, collected.episodes, shapes,
-                    shape, mask_key,
-                )  # fmt: skip
+                state, memory, trained = learn.learn(run, state, memory, collected.episodes, step)
                 metrics |= trained
-            guard(state, config, saved, step, buffer, cursor, generated)
+            save = functools.partial(
+                checkpoints.save,
+                saved,
+                step + 1,
+                resumable(state, buffer, memory),
+                {"cursor": cursor, "generated": generated, "skipped": skipped},
+            )
+            guard(int(state.bad_steps), config.guard.max_bad_steps, step, save)
             now = time.perf_counter()
             log.step(
                 step + 1,
                 metrics
                 | {
                     "episodes_generated": generated,
-                    "learning_rate": float(rate(max(0, int(state.step) - 1))),
+                    "learning_rate": float(rate(max(0, int(state.step) - 1 - waits))),
                     "update_seconds": now - rolled,
                     "step_seconds": now - began,
                     "compilations": compilations.count - before,
@@ -199,8 +209,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                 shown = [e for e in collected.generated if e.images][:: rollout.samples]
                 logs.save_episodes(run_dir, step + 1, shown[: config.log.episodes])
             if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
-                meta = {"cursor": cursor, "generated": generated}
-                checkpoints.save(saved, step + 1, resumable(state, buffer), meta)
+                save()
             if evaluates(config, step + 1):
                 scores = measure(whole())
                 evaluate.save(
@@ -247,9 +256,10 @@ def reference_params(trained: Params, frozen: Params) -> Params:
     return join_params(jax.tree.map(jnp.copy, trained), frozen)
 
 
-def resumable(state: update.TrainState, buffer: Any) -> dict[str, Any]:
+def resumable(state: update.TrainState, buffer: Any, memory: Any) -> dict[str, Any]:
     """The arrays of a checkpoint; keys are folded from the seed and need no saving."""
-    return {"state": state} if buffer is None else {"state": state, "buffer": buffer}
+    arrays = {"state": state, "buffer": buffer, "memory": memory}
+    return {name: value for name, value in arrays.items() if value is not None}
 
 
 def evaluates(config: TrainConfig, done: int) -> bool:
@@ -265,7 +275,12 @@ def summary(played: list[Episode], metrics: Sequence[str]) -> dict[str, float]:
     """Means over the episodes of a rollout, before any filter."""
     means = {name: float(np.mean([e.rewards[name] for e in played])) for name in metrics}
     reward = means.pop("total")
+    groups: dict[int, set[float]] = {}
+    for episode in played:
+        groups.setdefault(episode.group, set()).add(episode.rewards["total"])
     return {
+        # Groups that tell one reply from another: of what was sampled, what can be learnt from.
+        "effective_queries": float(np.mean([len(totals) > 1 for totals in groups.values()])),
         "reward": reward,
         "reward_std": float(np.std([e.rewards["total"] for e in played])),
         "truncated": float(np.mean([e.truncated for e in played])),
@@ -274,13 +289,11 @@ def summary(played: list[Episode], metrics: Sequence[str]) -> dict[str, float]:
     }
 
 
-def guard(state, config, saved, step, buffer, cursor, generated) -> None:
+def guard(bad: int, most: int, step: int, save: Callable[[], None]) -> None:
     """Ends a run whose gradients stay non-finite, with the last good state saved."""
-    bad = int(state.bad_steps)
-    if bad <= config.guard.max_bad_steps:
+    if bad <= most:
         return
-    meta = {"cursor": cursor, "generated": generated}
-    checkpoints.save(saved, step + 1, resumable(state, buffer), meta)
+    save()
     raise FloatingPointError(
         f"{bad} updates in a row had no finite gradient. The parameters are those before the "
         f"first of them, saved as checkpoint {step + 1}. Lower optimizer.learning_rate or "

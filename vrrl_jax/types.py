@@ -97,10 +97,13 @@ class Prompt:
       text: its text. `<image>` marks in it stand for `pictures`, in order and one for one; without
         any mark the pictures come first.
       pictures: uint8 [H, W, 3] each; none for a turn of text alone.
+      opening: text that the reply is made to open with. It belongs to what the policy is given: it
+        carries no loss and isn't in the reply's text.
     """
 
     text: str
     pictures: tuple[np.ndarray, ...] = ()
+    opening: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +132,9 @@ class Episode:
       tokens: int32 [t], prompt, replies and feedback turns in order.
       loss_mask: float32 [t], 1 on tokens that the policy generated.
       turn_index: int32 [t], the turn (0-based) a token belongs to, user turn included.
-      logprobs: float32 [t], behaviour log-probability where sampled, else 0.
+      logprobs: float32 [t], behaviour log-probability where sampled, else 0; NaN on a token that
+        carries loss and whose log-probability the sampler can't tell (a forced one, or one drawn at
+        another temperature): it is recomputed before the update.
       pictures: every picture of the chat, in order.
       texts: the assistant's replies as text, in order, forced openings and rolled-in turns
         included.
@@ -143,6 +148,11 @@ class Episode:
       truncated: whether a turn was cut by its token budget or the episode by its turn budget.
       prompts: the user turns' texts in order.
       images: the uint8 pictures that each user turn showed, for people; empty where not kept.
+      hidden: bool [t], tokens that the policy saw as zero embeddings (prefix masking of states), in
+        sampling and in training; None for none.
+      trigger: (start, end) in `tokens` of a text that forced a second thought, or None.
+      second: (start, end) of the thought that followed it.
+      trigger_kind: "verification", "correction" or "questioning"; "" without a trigger.
     """
 
     question: int
@@ -163,3 +173,7 @@ class Episode:
     prompts: tuple[str, ...] = ()
     images: tuple[tuple[np.ndarray, ...], ...] = ()
     turn_rewards: tuple[float, ...] = ()
+    hidden: np.ndarray | None = None
+    trigger: tuple[int, int] | None = None
+    second: tuple[int, int] | None = None
+    trigger_kind: str = ""

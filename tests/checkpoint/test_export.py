@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import vrrl_jax as vr
-from vrrl_jax.checkpoint import weights
+from vrrl_jax.checkpoint import convert, weights
+from vrrl_jax.checkpoint import state as checkpoints
+from vrrl_jax.models import critic
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "models" / "goldens"
 FAMILIES = ("qwen2_5_vl_tiny", "qwen3_vl_tiny")
@@ -155,3 +157,21 @@ def test_integer_weights_are_not_written(tmp_path):
     policy, params = vr.load_pretrained(GOLDENS / FAMILIES[0])
     with pytest.raises(ValueError, match="dtype int8"):
         vr.save_pretrained(tmp_path, policy, params, dtype="int8")
+
+
+def test_a_run_s_separate_critic_stays_in_its_checkpoint(tiny_checkpoint, tmp_path):
+    """Saved for a resume, and not so much as read for an export."""
+    policy, params = vr.load_pretrained(tiny_checkpoint)
+    for name, held in (("with", critic.add_critic(policy, params)), ("without", params)):
+        (tmp_path / name).mkdir()
+        config = json.dumps({"policy": {"path": str(tiny_checkpoint)}})
+        (tmp_path / name / "config.yaml").write_text(config)
+        with checkpoints.open_checkpoints(tmp_path / name / "checkpoints") as saved:
+            checkpoints.save(saved, 1, {"state": {"params": held}}, {})
+        convert.to_hugging_face(tmp_path / name, tmp_path / f"{name}_exported")
+    assert files(tmp_path / "with_exported") == files(tmp_path / "without_exported")
+    with checkpoints.open_checkpoints(tmp_path / "with" / "checkpoints") as saved:
+        kept = checkpoints.restore_raw(saved)["state"]["params"]["critic"]
+    assert kept.keys() == params.keys() | {"value_head"}
+    read, _, value_head = convert.read_params(tmp_path / "with")
+    assert read.keys() == params.keys() and not value_head

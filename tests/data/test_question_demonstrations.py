@@ -10,6 +10,7 @@ import pytest
 
 from vrrl_jax.data import loading
 from vrrl_jax.data import question_demonstrations as demos
+from vrrl_jax.data.demonstrations import DemonstrationReply, Piece
 from vrrl_jax.data.mappers.general import FieldMap
 from vrrl_jax.data.mappers.training import llava_cot
 from vrrl_jax.data.question_demonstrations import Options
@@ -231,7 +232,10 @@ def test_corrections_from_a_file(tmp_path):
             "corrected_reply": "3 + 4 = 7. \\boxed{7}",
         },
         {"question": "1 + 1 = ?", "answer": "2"},
+        {"question": "2 + 1 = ?", "answer": "3", **dict.fromkeys(demos.CORRECTION)},
+        {"question": "2 + 2 = ?", "answer": "4", **dict.fromkeys(demos.CORRECTION, "so 4.")},
     ]
+    rows[3]["critique"] = None
     path = tmp_path / "corrections.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     records = loading.load(path, FieldMap(image=None)).records
@@ -246,3 +250,33 @@ def test_corrections_from_a_file(tmp_path):
     assert only(demos.demonstrate(records[1], random.Random(0))).text == "\\boxed{2}"
     with pytest.raises(ValueError, match="first_reply"):
         demos.correction(records[1])
+    # Of a table's rows some may have none; one that has a part of it has a fault.
+    assert only(demos.demonstrate(records[2], random.Random(0))).text == "\\boxed{3}"
+    with pytest.raises(ValueError, match=r"fields/3.*critique"):
+        demos.demonstrate(records[3], random.Random(0))
+
+
+def test_stages_from_fields_of_their_own():
+    fields = {"summary": " add ", "caption": "none", "reasoning": "1 + 2 = 3."}
+    text = "<SUMMARY>add</SUMMARY><CAPTION>none</CAPTION><REASONING>1 + 2 = 3.</REASONING>"
+    told = lambda **more: (
+        only(demos.demonstrate(record(extra=fields | more), random.Random(0), Options("cot"))).text
+    )
+    assert told() == text + "<CONCLUSION>\\boxed{3}</CONCLUSION>"
+    assert told(conclusion="three") == text + "<CONCLUSION>three</CONCLUSION>"
+    assert answers.score(told(), "3", "number", style="cot")["total"] == 2.0
+    assert told(caption="") == "1 + 2 = 3."  # a worked reply, as it is
+    with pytest.raises(ValueError, match="caption"):
+        demos.staged(record(extra=fields | {"caption": None}))
+
+
+def test_what_is_left_to_say_after_an_opening():
+    pieces = (Piece("<think>"), Piece(" one", weight=0.0), Piece(" two</think>"))
+    reply = DemonstrationReply(pieces, 0.5)
+    assert demos.after(reply, "") == reply
+    assert demos.after(reply, "<think>") == DemonstrationReply(pieces[1:], 0.5)
+    left = demos.after(reply, "<think> one tw")
+    assert left == DemonstrationReply((Piece("o</think>"),), 0.5)
+    assert demos.after(reply, "<think> o").pieces[0] == Piece("ne", weight=0.0)
+    with pytest.raises(ValueError, match="opens with '<think> one two"):
+        demos.after(reply, "<answer>")

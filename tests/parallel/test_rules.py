@@ -15,6 +15,7 @@ import vrrl_jax as vr
 from vrrl_jax import testing
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.config import OptimizerConfig
+from vrrl_jax.models import critic
 from vrrl_jax.models.config import from_hf
 from vrrl_jax.models.lora import add_lora
 from vrrl_jax.models.policy import Policy, abstract_params
@@ -153,6 +154,21 @@ def test_loading_puts_every_parameter_where_the_table_says(tiny_checkpoint):
         np.testing.assert_array_equal(leaf, alone[name])
 
 
+def test_a_separate_critic_lies_as_the_policy_does(tiny_checkpoint):
+    mesh = make_mesh(fsdp=4, tensor=2)
+    policy, params = vr.load_pretrained(tiny_checkpoint, mesh=mesh, value_head=True)
+    whole = flat(critic.add_critic(policy, params))
+    for name, leaf in flat(params).items():
+        own = whole[f"critic/{name}"]
+        assert own.sharding.is_equivalent_to(leaf.sharding, leaf.ndim), name
+        assert rules.spec(f"critic/{name}", leaf.shape, mesh, head_dim=8) == rules.spec(
+            name, leaf.shape, mesh, head_dim=8
+        )
+    bare = critic.add_critic(policy, {k: v for k, v in params.items() if k != "value_head"})
+    head = bare["critic"]["value_head"]["kernel"]
+    assert head.sharding.is_equivalent_to(params["value_head"]["kernel"].sharding, 2)
+
+
 def test_an_export_does_not_depend_on_the_mesh(tiny_checkpoint, tmp_path):
     for name, mesh in (("alone", None), ("split", make_mesh(fsdp=4, tensor=2))):
         policy, params = vr.load_pretrained(tiny_checkpoint, mesh=mesh, value_head=True)
@@ -169,11 +185,12 @@ def test_an_export_does_not_depend_on_the_mesh(tiny_checkpoint, tmp_path):
 # --- the optimizer follows -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("critic_first", [0, 2])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_optimizer_state_lies_as_its_parameters(name):
+def test_optimizer_state_lies_as_its_parameters(name, critic_first):
     params, mesh = shaped(), make_mesh(fsdp=4, tensor=2)
     want = specs(params, mesh)
-    tx = make_optimizer(OptimizerConfig(name=name), 10)
+    tx = make_optimizer(OptimizerConfig(name=name), 10, critic_first)
     state = jax.eval_shape(tx.init, params)
     moments: dict[str, int] = dict.fromkeys(want, 0)
     for path, spec in specs(state, mesh).items():

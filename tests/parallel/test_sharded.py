@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from vrrl_jax import collect, label, layout, testing
+from vrrl_jax import collect, label, layout, packing, testing
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.checkpoint import state as checkpoints
 from vrrl_jax.config import ModesConfig, OptimizerConfig, RollInConfig
 from vrrl_jax.envs import frozenlake as env
+from vrrl_jax.models import critic
 from vrrl_jax.models import policy as models
 from vrrl_jax.optimizer import make_optimizer
 from vrrl_jax.parallel.mesh import make_mesh, row_parts
@@ -201,7 +202,7 @@ def packed(where: Place, played) -> list[update.Microbatch]:
     ours, shapes = played
     longest = max(e.tokens.size for e in ours)
     shape = layout.PackShape(8, layout.bucket(longest, 8), TURNS, shapes.patches)
-    packing = label.pack(where.policy, ours, list(range(len(ours))), shape)
+    whole = packing.pack(where.policy, ours, list(range(len(ours))), shape)
     padded = label.pad(ours, len(ours), shapes.slots)
     rng = np.random.default_rng(2)
     weights = padded.loss_mask / padded.loss_mask.sum()
@@ -215,7 +216,7 @@ def packed(where: Place, played) -> list[update.Microbatch]:
         "values": noise(),
         "returns": noise(),
     }
-    return label.microbatches(where.policy, packing, fields)
+    return packing.microbatches(where.policy, whole, fields)
 
 
 def programs(where: Place, tx):
@@ -231,7 +232,7 @@ def forward(policy, params, rows):
     hidden = models.hidden_states(policy, params, rows)
     logprobs, entropy = models.token_logprobs(policy, params, hidden, rows.tokens, temperature=0.8)
     raw = models.logits(policy, params, hidden)
-    return raw, logprobs, entropy, models.values(params, hidden)
+    return raw, logprobs, entropy, critic.values(policy, params, rows, hidden)
 
 
 def learn(where: Place, played):
@@ -327,10 +328,10 @@ def test_no_device_holds_much_of_the_shipped_policy():
     rng = np.random.default_rng(0)
     position = np.broadcast_to(np.arange(16, dtype=np.int32), (3, 8, 16)).copy()
     tokens, ones = rng.integers(0, 300, (8, 16), np.int32), np.ones((8, 16), np.int32)
-    rows = label.place_rows(policy, Rows(tokens, position, ones, None))
+    rows = packing.place_rows(policy, Rows(tokens, position, ones, None))
     fields = {"target_ids": tokens[..., None], "target_weights": ones[..., None] / np.float32(128)}
     run = update.make_programs(functools.partial(update.supervised_loss, policy), tx, policy)
-    batch = update.Microbatch(rows, label.put_rows(policy.mesh, fields))
+    batch = update.Microbatch(rows, packing.put_rows(policy.mesh, fields))
     grads, _ = run.accumulate(state.params, {}, run.zeros(state.params), batch)
     state, metrics = run.apply(state, grads)
     assert metrics["grad_norm"] > 0 and int(state.step) == 1

@@ -69,3 +69,12 @@ def test_marks_and_pictures_that_differ_in_number_are_an_error(
     for chunk_of in (encode.first_chunk, encode.next_chunk):
         with pytest.raises(ValueError, match=words):
             chunk_of(tiny_processor, Prompt(text, pictures))
+
+
+@pytest.mark.parametrize("chunk_of", [encode.first_chunk, encode.next_chunk])
+def test_an_opening_stands_where_the_assistant_speaks(tiny_processor, chunk_of):
+    plain = chunk_of(tiny_processor, Prompt("Which?", (WIDE,)))
+    opened = chunk_of(tiny_processor, Prompt("Which?", (WIDE,), "<think> so"))
+    forced = processing.encode(tiny_processor, "<think> so")
+    assert opened.tokens.tolist() == [*plain.tokens.tolist(), *forced]
+    assert opened.tokens.dtype == plain.tokens.dtype

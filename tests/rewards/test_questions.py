@@ -34,6 +34,33 @@ def test_r1_pays_the_answer_and_the_form(text, total, success, format):
     assert parts["turns"] == 1.0
 
 
+STAGED = (
+    "<SUMMARY>add</SUMMARY> <CAPTION>none</CAPTION>\n<REASONING>3 + 4</REASONING>"
+    "<CONCLUSION>{}</CONCLUSION>"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "format"),
+    [
+        (STAGED.format("7"), 1.5, 1.0),
+        (STAGED.format("\\boxed{7}"), 1.5, 1.0),
+        (STAGED.format("8"), 0.5, 1.0),
+        (STAGED.format("7") + " 7", 1.0, 0.0),
+        ("So: " + STAGED.format("7"), 1.0, 0.0),
+        (STAGED.format("7").replace("SUMMARY", "CAPTION", 2), 1.0, 0.0),
+        ("<CONCLUSION>7</CONCLUSION>", 1.0, 0.0),
+        ("<think>3 + 4</think><answer>7</answer>", 1.0, 0.0),
+    ],
+)
+def test_cot_pays_the_answer_and_the_four_stages(text, total, format):
+    parts = score((text,), SUM, None, Settings("cot", format_value=0.5))
+    assert (parts["total"], parts["format"]) == (total, format)
+    assert parts["lost_to_format"] == parts["success"] * (1.0 - format)
+    # What isn't in stages may still be in R1's form, which is another.
+    assert score((text,), SUM, None, R1)["format"] == float("<think>" in text)
+
+
 def test_weights_of_r1():
     settings = Settings("r1", correct_value=2.0, format_value=0.5)
     assert score(("<think></think><answer>7</answer>",), SUM, None, settings)["total"] == 2.5

@@ -9,6 +9,9 @@ import vrrl_jax.rl as rl
 GAMMA, LAMBDA = 0.93, 0.8
 # Compiled once: estimators traced by hand cost a compilation an operation.
 _gae, _returns = jax.jit(rl.gae), jax.jit(rl.discounted_returns)
+_turn_gae = jax.jit(rl.turn_gae, static_argnames="num_turns")
+_turn_discounts = jax.jit(rl.turn_discounts)
+_kl_rewards = jax.jit(rl.kl_rewards, static_argnames="estimator")
 _group = jax.jit(rl.group_advantages, static_argnames=("num_groups", "normalize_std"))
 _rloo = jax.jit(rl.rloo_advantages)
 
@@ -115,6 +118,145 @@ def test_gae_without_any_generated_token_is_zero():
 def test_gae_refuses_mismatched_shapes():
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(3,\)"):
         rl.gae(np.ones((2, 3)), np.ones((2, 3)), 1.0, 1.0, np.ones(3))
+
+
+def _turns(rows=6, length=40, seed=0):
+    """Rows of turns: observations, then a reply, then padding; some turns are rolled in."""
+    rng = np.random.default_rng(seed)
+    mask, turn_index = np.zeros((rows, length), bool), np.full((rows, length), -1)
+    for row in range(rows):
+        end, turn = 0, 0
+        while (start := end + rng.integers(1, 4)) < length - 5 and turn < 5:
+            turn_index[row, end:], end = turn, start + rng.integers(1, 6)
+            # A reply may have an observation in it, such as a forced word.
+            mask[row, start:end] = rng.random(end - start) < 0.8
+            turn_index[row, end:] = -1
+            turn += 1
+    mask[0, turn_index[0] <= 1] = False  # two turns rolled in
+    mask[1, turn_index[1] == 2] = False  # a turn without a token between others
+    mask[-1] = False
+    rewards, values = rng.normal(size=(2, rows, length)).astype(np.float32)
+    return rewards, values, mask, turn_index, rng.normal(size=rows).astype(np.float32)
+
+
+def _turn_gae_loop(rewards, values, discount, lambda_, mask, turn_index, bootstrap):
+    """One row, turns as a list of token lists."""
+    turns = [np.flatnonzero(mask & (turn_index == u)) for u in range(len(mask))]
+    turns = [tokens for tokens in turns if len(tokens)]
+    advantages, returns = np.zeros((2, len(mask)))
+    following = (bootstrap, 0.0)
+    for tokens in reversed(turns):
+        value = float(values[tokens[0]])
+        delta = rewards[tokens].sum() + discount * following[0] - value
+        advantage = delta + discount * lambda_ * following[1]
+        advantages[tokens], returns[tokens] = advantage, advantage + value
+        following = (value, advantage)
+    return advantages, returns
+
+
+@pytest.mark.parametrize("num_turns", [None, 5])
+def test_turn_gae_equals_a_loop_over_turns(num_turns):
+    rewards, values, mask, turn_index, bootstrap = _turns()
+    # What stands on masked tokens isn't read, nor is a turn's value after its first token.
+    bad = [np.where(mask, x, np.nan) for x in (rewards, values)]
+    out = _turn_gae(
+        *bad, GAMMA, LAMBDA, mask, np.where(mask, turn_index, 99), bootstrap, num_turns=num_turns
+    )
+    assert not mask[1, turn_index[1] == 2].any() and mask[1, turn_index[1] == 3].any()
+    for row in range(len(mask)):
+        expected = _turn_gae_loop(
+            *(x[row] for x in (rewards, values)),
+            GAMMA,
+            LAMBDA,
+            *(x[row] for x in (mask, turn_index, bootstrap)),
+        )
+        np.testing.assert_allclose([x[row] for x in out], expected, atol=1e-5)
+
+
+def test_turn_gae_of_one_token_a_turn_is_gae_and_of_one_turn_a_bandit():
+    rewards, values, mask, bootstrap = _episodes(seed=5)
+    turn_index = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+    by_turn = _turn_gae(rewards, values, GAMMA, LAMBDA, mask, turn_index, bootstrap)
+    by_token = _gae(rewards, values, GAMMA, LAMBDA, mask, bootstrap)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), by_turn, by_token)
+    advantages, _ = _turn_gae(
+        rewards, values, GAMMA, LAMBDA, mask, np.zeros_like(turn_index), bootstrap
+    )
+    for row in range(len(mask)):
+        first = np.flatnonzero(mask[row])[0]
+        expected = rewards[row][mask[row]].sum() + GAMMA * bootstrap[row] - values[row, first]
+        np.testing.assert_allclose(advantages[row][mask[row]], expected, atol=1e-5)
+
+
+def test_turn_gae_takes_any_rank_a_discount_a_turn_and_leaves_out_turns_beyond_the_last():
+    rewards, values, mask, turn_index, bootstrap = _turns(seed=1)
+    flat = _turn_gae(rewards, values, GAMMA, LAMBDA, mask, turn_index, bootstrap, num_turns=5)
+    shaped = _turn_gae(
+        *(x.reshape(2, 3, -1) for x in (rewards, values)),
+        np.full((2, 3, 5), GAMMA, np.float32),
+        LAMBDA,
+        *(x.reshape(2, 3, -1) for x in (mask, turn_index)),
+        bootstrap.reshape(2, 3),
+        num_turns=5,
+    )
+    for a, b in zip(flat, shaped, strict=True):
+        np.testing.assert_allclose(a, b.reshape(a.shape), atol=1e-6)
+    early = mask & (turn_index < 2)
+    short = _turn_gae(rewards, values, GAMMA, LAMBDA, mask, turn_index, bootstrap, num_turns=2)
+    only = _turn_gae(rewards, values, GAMMA, LAMBDA, early, turn_index, bootstrap, num_turns=2)
+    jax.tree.map(np.testing.assert_array_equal, short, only)
+    assert (mask & ~early).any()
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3,\)"):
+        rl.turn_gae(*np.ones((2, 2, 3)), 1.0, 1.0, np.ones((2, 3)), np.ones(3))
+
+
+def test_turn_discounts_stand_on_the_last_generated_token_of_a_turn():
+    _, _, mask, turn_index, _ = _turns(seed=2)
+    out = _turn_discounts(mask, np.where(mask, turn_index, 7), 0.99, 0.5)
+    expected = np.full(mask.shape, 0.99, np.float32)
+    for row in range(len(mask)):
+        for turn in set(turn_index[row][mask[row]].tolist()):
+            expected[row, np.flatnonzero(mask[row] & (turn_index[row] == turn))[-1]] = 0.5
+    np.testing.assert_array_equal(out, expected)
+    assert (expected == 0.5).sum() > 10
+    with pytest.raises(ValueError, match="one shape"):
+        rl.turn_discounts(mask, turn_index[0], 1.0, 0.5)
+
+
+def test_time_that_passes_by_turns_alone_gives_the_returns_of_turns():
+    rewards, values, mask, turn_index, bootstrap = _turns(seed=3)
+    discounts = _turn_discounts(mask, turn_index, 1.0, GAMMA)
+    by_token = np.asarray(_returns(rewards, discounts, mask, bootstrap))
+    _, by_turn = _turn_gae(rewards, values, GAMMA, 1.0, mask, turn_index, bootstrap)
+    for row, turn in {(r, turn_index[r, t]) for r, t in np.argwhere(mask).tolist()}:
+        first = np.flatnonzero(mask[row] & (turn_index[row] == turn))[0]
+        np.testing.assert_allclose(by_token[row, first], by_turn[row, first], atol=1e-5)
+
+
+def test_kl_rewards_take_the_penalty_off_each_generated_token():
+    rng = np.random.default_rng(0)
+    rewards, logprobs, reference = rng.normal(size=(3, 4, 9)).astype(np.float32)
+    mask = rng.random((4, 9)) < 0.6
+    bad = [np.where(mask, x, np.nan) for x in (rewards, logprobs, reference)]
+    d = logprobs - reference
+    for estimator, kl in (("k1", d), ("k2", d**2 / 2), ("k3", np.exp(-d) - 1 + d)):
+        out = _kl_rewards(*bad, mask, 0.3, estimator)
+        np.testing.assert_allclose(out, np.where(mask, rewards - 0.3 * kl, 0), atol=1e-5)
+    gradient = jax.grad(lambda x: _kl_rewards(rewards, x, reference, mask, 0.3).sum())(logprobs)
+    assert not gradient.any()
+    with pytest.raises(ValueError, match="one shape"):
+        rl.kl_rewards(rewards[0], logprobs, reference, mask, 0.3)
+
+
+@pytest.mark.parametrize("limit, margin", [(20, 8), (20, 20), (20, 0)])
+def test_overlong_penalty_falls_to_minus_one_at_the_limit(limit, margin):
+    def _reference(length):
+        if length <= limit - margin:
+            return 0.0
+        return (limit - margin - length) / margin if length <= limit else -1.0
+
+    out = jax.jit(rl.overlong_penalty)(np.arange(30), limit, margin)
+    np.testing.assert_allclose(out, [_reference(length) for length in range(30)], atol=1e-6)
 
 
 SCORES = np.array([1.0, 0.0, 0.3, 0.1, 0.1, 2.0, 0.1, 0.7], np.float32)

@@ -66,10 +66,10 @@ def _model_add(entries, new, max_per_question):
     entries.append(new)
 
 
-def _records(state):
-    """What the buffer holds, oldest first."""
+def _records(state, at=()):
+    """What the buffer holds, oldest first; `at` is its place among several."""
     fields = [state.payload["uid"], state.question, state.turns, state.right, state.step]
-    fields = [np.asarray(x) for x in (*fields, state.used, state.order, state.valid)]
+    fields = [np.asarray(x)[at].tolist() for x in (*fields, state.used, state.order, state.valid)]
     rows = sorted(zip(*fields, strict=True), key=lambda r: r[6])
     return [tuple(r[:6]) for r in rows if r[7]]
 
@@ -119,62 +119,96 @@ def _check_draw(available, drawn, count, wrong_ratio):
     assert any(all(+got[k] == +p[k] for k in (False, True)) for p in possible), (got, possible)
 
 
+# Thousands of random operations: many buffers beside one another, each through a long sequence.
+BUFFERS, STEPS = 160, 32
+ADD, SAMPLE, RESET = range(3)
+
+
+@jax.jit
+def _lives(operations, max_per_question):
+    """After every operation of every buffer: the buffer; and what each would have drawn."""
+
+    def _live(state, operation, limit):
+        limits = {name: operation[name] for name in ("step", "min_size", "max_staleness")}
+        can = prefix_buffer.can_sample(state, **limits)
+        labels = {name: operation[name] for name in ("question", "turns", "right", "step", "mask")}
+        added = prefix_buffer.add(state, operation["payload"], **labels, max_per_question=limit)
+        ratio, count = operation["wrong_ratio"], operation["count"]
+        sampled, indices, ok = prefix_buffer.sample(
+            state, operation["key"], N, wrong_ratio=ratio, count=count, **limits
+        )
+        choices = (added, sampled, prefix_buffer.reset_used(state))
+        state = jax.tree.map(lambda *a: jnp.stack(a)[operation["action"]], *choices)
+        return state, (state, prefix_buffer.gather(state, indices), ok, can)
+
+    def life(operations, limit):
+        state = prefix_buffer.init(EXAMPLE, CAPACITY)
+        return jax.lax.scan(lambda s, o: _live(s, o, limit), state, operations)[1]
+
+    return jax.vmap(life)(operations, max_per_question)
+
+
+def _operations(rng):
+    shape = (BUFFERS, STEPS)
+    batch = (*shape, BATCH)
+    uids = np.arange(np.prod(batch), dtype=np.int32).reshape(batch)
+    integers = lambda low, high, size: rng.integers(low, high, size).astype(np.int32)
+    return {
+        "payload": {"uid": uids, "tokens": np.stack([uids, uids + 1], -1)},
+        "action": rng.choice(np.int32([ADD, SAMPLE, RESET]), shape, p=[0.6, 0.35, 0.05]),
+        "question": integers(0, rng.choice([2, 4, 30], (BUFFERS, 1, 1)), batch),
+        "turns": integers(1, 5, batch),
+        "right": rng.random(batch) < 0.5,
+        "mask": rng.random(batch) < 0.8,
+        "step": np.broadcast_to(np.arange(STEPS, dtype=np.int32), shape),
+        "max_staleness": integers(1, 9, shape),
+        "min_size": integers(0, 6, shape),
+        "wrong_ratio": rng.choice(np.float32([0, 0.3, 0.5, 0.8, 1]), shape),
+        "count": integers(0, N + 1, shape),
+        "key": jax.random.split(jax.random.key(0), shape),
+    }
+
+
 def test_random_operations_agree_with_the_model():
-    rng, uid = np.random.default_rng(0), 0
-    seen = collections.Counter()
-    for _ in range(200):
-        state, entries = prefix_buffer.init(EXAMPLE, CAPACITY), []
-        max_per_question = int(rng.choice([1, 2, 3, 100]))
-        questions = int(rng.choice([2, 4, 30]))
-        for step in range(10):
-            action = rng.choice(["add", "add", "sample", "reset"], p=[0.3, 0.3, 0.35, 0.05])
-            if action == "add":
-                uids = np.arange(uid, uid + BATCH)
-                uid += BATCH
-                question, turns = rng.integers(0, questions, BATCH), rng.integers(1, 5, BATCH)
-                right, mask = rng.random((2, BATCH)) < np.array([[0.5], [0.8]])
-                state = _add(
-                    state,
-                    _payload(uids),
-                    question=question,
-                    turns=turns,
-                    right=right,
-                    step=step,
-                    mask=mask,
-                    max_per_question=max_per_question,
-                )
-                for i in np.flatnonzero(mask):
-                    entry = Entry(uids[i], question[i], turns[i], right[i], step)
-                    _model_add(entries, entry, max_per_question)
-            elif action == "reset":
-                state = _reset(state)
-                for e in entries:
-                    e.used = False
-            else:
-                max_staleness, min_size = int(rng.integers(1, 9)), int(rng.integers(0, 6))
-                wrong_ratio, count = float(rng.choice([0, 0.3, 0.5, 0.8, 1])), rng.integers(N + 1)
-                fresh = [e for e in entries if not e.used and step - e.step <= max_staleness]
-                available = fresh if len(entries) >= min_size else []
-                limits = {"step": step, "min_size": min_size, "max_staleness": max_staleness}
-                assert _can_sample(state, **limits) == bool(available)
-                settings = (step, wrong_ratio, max_staleness, min_size, int(count))
-                state, indices, ok = _sample(state, uid + step, *settings)
-                ok, got = np.asarray(ok), _gather(state, indices)
-                got = jax.tree.map(lambda x: np.asarray(x)[ok], got)  # noqa: B023
-                np.testing.assert_array_equal(got["tokens"], _payload(got["uid"])["tokens"])
-                uids = set(got["uid"].tolist())
-                drawn = [e for e in available if e.uid in uids]
-                assert len(drawn) == len(uids) == ok.sum() == min(count, len(available))
-                assert ok[: len(uids)].all()
-                _check_draw(available, drawn, int(count), wrong_ratio)
-                for e in drawn:
-                    e.used = True
-                seen["drawn"] += len(drawn)
-                seen["short"] += len(drawn) < count
-                seen["stale"] += len(fresh) < sum(not e.used for e in entries)
-            assert _records(state) == [e.record() for e in entries]
-            seen["full"] += len(entries) == CAPACITY
-    assert all(seen[k] > 50 for k in ("drawn", "short", "stale", "full")), seen
+    rng, seen = np.random.default_rng(0), collections.Counter()
+    operations = _operations(rng)
+    limits = rng.choice(np.int32([1, 2, 3, 100]), BUFFERS)
+    states, got, ok, can = jax.device_get(_lives(operations, limits))
+    for payload in (states.payload, got):
+        filled = payload["tokens"].any(-1)
+        wanted = np.stack([payload["uid"], payload["uid"] + 1], -1)
+        assert (payload["tokens"] == wanted)[filled].all()
+    uids, operations["uid"] = got["uid"], operations.pop("payload")["uid"]
+    del operations["key"]
+    for at in np.ndindex(BUFFERS, STEPS):
+        o = {name: column[at] for name, column in operations.items()}
+        if at[1] == 0:
+            entries = []
+        fresh = [e for e in entries if not e.used and o["step"] - e.step <= o["max_staleness"]]
+        available = fresh if len(entries) >= o["min_size"] else []
+        assert can[at] == bool(available)
+        if o["action"] == ADD:
+            labels = [o[name].tolist() for name in ("uid", "question", "turns", "right")]
+            for *label, kept in zip(*labels, o["mask"], strict=True):
+                if kept:
+                    _model_add(entries, Entry(*label, o["step"]), limits[at[0]])
+        elif o["action"] == RESET:
+            for e in entries:
+                e.used = False
+        else:
+            drew = set(uids[at][ok[at]].tolist())
+            drawn = [e for e in available if e.uid in drew]
+            assert len(drawn) == len(drew) == ok[at].sum() == min(o["count"], len(available))
+            assert ok[at][: len(drew)].all()
+            _check_draw(available, drawn, int(o["count"]), o["wrong_ratio"])
+            seen["short"] += len(drawn) < o["count"]
+            seen["stale"] += len(fresh) < sum(not e.used for e in entries)
+            seen["drawn"] += len(drawn)
+            for e in drawn:
+                e.used = True
+        assert _records(states, at) == [e.record() for e in entries]
+        seen["full"] += len(entries) == CAPACITY
+    assert all(seen[k] > 200 for k in ("drawn", "short", "stale", "full")), seen
 
 
 def _filled(question, turns, right, step=0, max_per_question=100, state=None):

@@ -29,54 +29,97 @@ _sample = jax.jit(
     static_argnums=(2, 3),
 )
 _draws = jax.jit(
-    lambda state, n, replacement, exponent: jax.vmap(
-        lambda k: replay.sample(state, k, n, replacement=replacement, exponent=exponent)
+    lambda state, n, replacement, exponent, offset=0.0: jax.vmap(
+        lambda k: replay.sample(
+            state, k, n, replacement=replacement, exponent=exponent, offset=offset
+        )
     )(jax.random.split(jax.random.key(0), 8000)),
     static_argnums=(1, 2),
 )
 _can_sample = jax.jit(replay.can_sample)
 
+# Thousands of random operations: many rings beside one another, each through a long sequence.
+RINGS, STEPS, ENOUGH = 48, 60, (1, 5, 9)
 
-def test_random_operations_agree_with_a_deque():
-    rng = np.random.default_rng(0)
-    next_id = 0
-    for sequence in range(60):
-        state, model = replay.init(EXAMPLE, CAPACITY), collections.deque(maxlen=CAPACITY)
-        for _ in range(6):
-            ids = np.arange(next_id, next_id + BATCH)
-            next_id += BATCH
-            mask = rng.random(BATCH) < rng.choice([0.0, 0.5, 1.0])
-            priority = rng.integers(0, 3, BATCH).astype(np.float32)
-            state = _add(state, _batch(ids), mask, priority)
-            model.extend((i, p) for i, p, m in zip(ids, priority, mask, strict=True) if m)
 
-            held = dict(zip(np.asarray(state.payload["id"]), state.priority.tolist(), strict=True))
-            slots = np.asarray(state.payload["id"])[: int(state.size)]
-            assert sorted((i, held[i]) for i in slots) == sorted(model)
-            assert int(state.size) == len(model)
+@functools.partial(jax.jit, static_argnums=0)
+def _lives(capacity, operations):
+    """After every operation of every ring: the ring, draws with and without replacement, and
+    whether so many could be drawn."""
 
-            for replacement, exponent in ((False, 0.0), (False, 1.0), (True, 0.7)):
-                batch, indices, ok = _sample(state, next_id, 6, replacement, exponent)
-                got = np.asarray(batch["id"])[np.asarray(ok)]
-                np.testing.assert_array_equal(state.payload["id"][indices], batch["id"])
-                np.testing.assert_array_equal(batch["tokens"], _batch(batch["id"])["tokens"])
-                drawable = {i for i, p in model if p > 0 or exponent == 0}
-                assert set(got) <= drawable
-                if replacement:
-                    assert ok.all() == ok.any() == bool(drawable)
-                else:
-                    assert len(set(got)) == len(got) == min(6, len(drawable))
-                    assert ok[: len(got)].all()
-                for n in (1, 5, 9):
-                    assert _can_sample(state, n, exponent=exponent) == (len(drawable) >= n)
-        if sequence == 0:
-            assert len(model) == CAPACITY  # the sequences do go around the ring
+    def _live(state, operation):
+        state = jax.lax.cond(operation["clear"], replay.clear, lambda s: s, state)
+        state = replay.add(state, operation["batch"], operation["mask"], operation["priority"])
+        law = {name: operation[name] for name in ("exponent", "offset")}
+        draws = [
+            replay.sample(state, operation["key"], 6, replacement=replacement, **law)
+            for replacement in (False, True)
+        ]
+        can = jnp.stack([replay.can_sample(state, n, **law) for n in ENOUGH])
+        return state, (state, draws, can)
+
+    live = lambda operations: jax.lax.scan(_live, replay.init(EXAMPLE, capacity), operations)[1]
+    return jax.vmap(live)(operations)
+
+
+def _operations(rng):
+    shape = (RINGS, STEPS, BATCH)
+    ids = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    return {
+        "batch": {"id": ids, "tokens": np.repeat(ids[..., None], 3, -1).astype(np.float32) / 2},
+        "mask": rng.random(shape) < rng.choice([0.0, 0.5, 1.0], (*shape[:2], 1)),
+        "priority": rng.choice(np.float32([0, 0, 1, 2, -2, np.nan, np.inf]), shape),
+        "clear": rng.random(shape[:2]) < 0.05,
+        "exponent": rng.choice(np.float32([0, 0.7, 1, 3]), shape[:2]),
+        "offset": rng.choice(np.float32([0, 0, 1e-4, 0.5]), shape[:2]),
+        "key": jax.random.split(jax.random.key(0), shape[:2]),
+    }
+
+
+@pytest.mark.parametrize("capacity", [3, CAPACITY, 11])
+def test_random_operations_agree_with_a_deque(capacity):
+    operations = _operations(np.random.default_rng(capacity))
+    states, draws, can = jax.device_get(_lives(capacity, operations))
+    held = states.payload["id"]
+    for batch, indices, _ in draws:
+        assert (np.take_along_axis(held, indices, -1) == batch["id"]).all()
+        assert (batch["tokens"] == batch["id"][..., None] / 2).all()
+    drawn = [(np.where(ok, batch["id"], -1), ok.sum(-1), ok) for batch, _, ok in draws]
+    done = {name: operations[name] for name in ("mask", "priority", "clear", "exponent", "offset")}
+    around = 0
+    for at in np.ndindex(RINGS, STEPS):
+        mask, priority, clear, exponent, offset = (column[at] for column in done.values())
+        if at[1] == 0 or clear:
+            model, count = collections.deque(maxlen=capacity), 0
+        for i in np.flatnonzero(mask):
+            model.append((count % capacity, operations["batch"]["id"][at][i], priority[i]))
+            count += 1
+        around += count > capacity
+        # Every row lies where it should, and nothing else is held.
+        assert (states.size[at], states.cursor[at]) == (len(model), count % capacity)
+        assert len({slot for slot, _, _ in model}) == len(model)
+        there, weights = held[at].tolist(), states.priority[at].tolist()
+        drawable = set()
+        for slot, i, p in model:
+            assert there[slot] == i and (weights[slot] == p or p != p)
+            # Not so for NaN.
+            if abs(p) + offset < np.inf and (exponent == 0 or abs(p) + offset > 0):
+                drawable.add(int(i))
+        for replacement, (ids, drew, ok) in zip((False, True), drawn, strict=True):
+            got = ids[at][: drew[at]].tolist()
+            assert set(got) <= drawable and ok[at][: len(got)].all()
+            if replacement:
+                assert len(got) == 6 * bool(drawable)
+            else:
+                assert len(set(got)) == len(got) == min(6, len(drawable))
+        assert can[at].tolist() == [len(drawable) >= n for n in ENOUGH]
+    assert around > RINGS * STEPS / 3  # the sequences do go around the ring
 
 
 def test_a_batch_larger_than_the_ring_leaves_its_last_rows():
-    state = replay.add(replay.init(EXAMPLE, 4), _batch(range(11)), np.arange(11) != 9)
+    state = _add(replay.init(EXAMPLE, 4), _batch(range(11)), np.arange(11) != 9)
     assert sorted(state.payload["id"].tolist()) == [6, 7, 8, 10]
-    state = replay.add(state, _batch([20, 21]))
+    state = _add(state, _batch([20, 21]))
     assert sorted(state.payload["id"].tolist()) == [8, 10, 20, 21]
 
 
@@ -111,18 +154,20 @@ def test_uniform_without_replacement():
     np.testing.assert_allclose(np.bincount(np.ravel(indices)) / 8000, 0.8, atol=0.03)
 
 
-@pytest.mark.parametrize("exponent", [1.0, 0.5])
-def test_prioritised_laws(exponent):
+@pytest.mark.parametrize("exponent, offset", [(1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (2.0, 1e-4)])
+def test_prioritised_laws(exponent, offset):
     priority = np.array([-3.0, 0.0, 1.0, np.nan, 0.5, np.inf], np.float32)
-    weights = np.array([3.0, 0, 1.0, 0, 0.5, 0]) ** exponent
+    finite = np.array([1, 1, 1, 0, 1, 0])
+    weights = finite * (np.array([3.0, 0, 1.0, 0, 0.5, 0]) + offset) ** exponent
     law = weights / weights.sum()
     state = _filled(priority)
-    _, indices, ok = _draws(state, 4, True, exponent)
+    assert _can_sample(state, 4, exponent=exponent, offset=offset) == (offset > 0)
+    _, indices, ok = _draws(state, 4, True, exponent, offset)
     assert ok.all()
     np.testing.assert_allclose(np.bincount(np.ravel(indices), minlength=6) / 32000, law, atol=0.02)
     # Without replacement: the second draw follows the law of what is left.
-    _, indices, ok = map(np.asarray, _draws(state, 4, False, exponent))
-    assert (ok == [True, True, True, False]).all()
+    _, indices, ok = map(np.asarray, _draws(state, 4, False, exponent, offset))
+    assert (ok == [True, True, True, offset > 0]).all()
     np.testing.assert_allclose(np.bincount(indices[:, 0], minlength=6) / 8000, law, atol=0.03)
     second = sum(
         law[i] * np.where(np.arange(6) == i, 0, law) / (1 - law[i]) for i in range(6) if law[i]

@@ -1,6 +1,7 @@
 """The FrozenLake task: its examples, its reward's options, its environment."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -74,3 +75,35 @@ def test_the_largest_map_is_the_probe():
     ((largest, reply),) = FrozenLake().probes(maps)
     assert largest.size == 5
     assert not FrozenLake().environment.step(largest, reply, 0).done
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "success", "format_error"),
+    [
+        ("<ANSWER>right right</ANSWER>", 1.0, 1, 0),
+        ("<FINAL>right right</FINAL>", 1.0, 1, 0),
+        ("<THINK>two steps</THINK><ANSWER>right right</ANSWER>", 1.0, 1, 0),
+        ("<ANSWER>right down</ANSWER>", 0.1, 0, 0),
+        ("<ANSWER></ANSWER>", 0.0, 0, 0),
+        ("right right", 0.0, 0, 1),
+    ],
+)
+def test_a_lone_proposal_is_the_answer_of_a_single_turn(text, total, success, format_error):
+    map = frozenlake.Map(("SFG", "FFF", "FFF"), 0, 2)
+    task = FrozenLake(env=NavigationEnv(max_turns=1))
+    assert task.environment.step(map, text, 0).done
+    found = task.score((text,), map, episodes.Group(0, map))
+    assert found["total"] == total and found["budget_exhausted"] == 0
+    assert (found["success"], found["lost_to_format"]) == (success, 0)
+    assert found["format_error"] == format_error or text == "<ANSWER></ANSWER>"
+    # Where there are further turns, it is an episode cut short.
+    multi = FrozenLake().score((text,), map, episodes.Group(0, map))
+    assert multi["total"] == multi["success"] == 0
+
+
+def test_single_turn_demonstrations_are_lone_right_proposals():
+    task = FrozenLake(env=NavigationEnv(max_turns=1))
+    for map in task.fresh(random.Random(0), 8):
+        (reply,) = task.demonstrate(map, random.Random(1), False)
+        assert task.score((reply.text,), map, episodes.Group(0, map))["total"] == 1.0
+        assert all(piece.weight for piece in reply.pieces) and reply.end_weight == 1.0

@@ -211,3 +211,24 @@ def test_many_examples_are_sampled_evenly():
         places = sampled(range(count))
         assert SAMPLED // 2 <= len(places) <= SAMPLED
         assert places[0] == 0 and count - places.step <= places[-1] < count
+
+
+@pytest.mark.parametrize("style", ["released", "distance", "summary"])
+@pytest.mark.parametrize("placement", ["end", "turn"])
+def test_a_lone_place_is_the_answer_of_a_single_turn(style, placement):
+    task = Tables(
+        NANO,
+        GroundingEnv(max_turns=1),
+        GroundingReward(style=style, placement=placement, require_format=True),
+    )
+    example = task.training()[0]
+    x, y = centre(scene(example).targets[0])
+    (shown,) = task.demonstrate(example, random.Random(0), False)
+    for text in (f"<ANSWER>{x} {y}</ANSWER>", shown.text):
+        found = task.score((text,), example, Group(0, example))
+        assert found["success"] == 1 and found["total"] >= 1.0
+        assert found.get("turn_rewards", (found["total"],)) == pytest.approx((found["total"],))
+    assert task.score(("nowhere",), example, Group(0, example))["total"] == 0
+    # Over several turns it isn't well-formed, and pays nothing where form is asked for.
+    multi = Tables(NANO, GroundingEnv(max_turns=2), task.reward)
+    assert multi.score((text,), example, Group(0, example))["total"] == 0

@@ -1,7 +1,9 @@
 """The task of single questions: drawn ones, mixtures of sources, and their plans."""
 
+import dataclasses
 import io
 import json
+import pathlib
 import random
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vrrl_jax import tasks
-from vrrl_jax.config import DemonstrationConfig, TrainConfig, load
+from vrrl_jax.config import ConfigError, DemonstrationConfig, TrainConfig, load
 from vrrl_jax.data.mixture import Numbered
 from vrrl_jax.data.records import Record
 from vrrl_jax.data.shapes import Question
@@ -199,3 +201,89 @@ def test_questions_without_any_picture_have_a_plan(tiny, tiny_processor):
     shapes = episodes.plan_shapes(tiny[0], tiny_processor, task.environment, probes, settings)
     assert (shapes.pictures, shapes.patches) == (1, tiny[0].config.layout.block)
     assert shapes.features == tiny_processor.images.features
+
+
+# --- openings and kinds of questions -------------------------------------------------------------
+
+
+def test_an_opening_is_read_with_the_reply_and_not_demonstrated():
+    opening = "<think></think><answer>\\boxed{"
+    task = Questions(
+        NANO,
+        QuestionsEnv(style="r1", suffix="", joint=" ", opening=opening),
+        QuestionsReward(style="r1"),
+        demonstrations=DemonstrationConfig(reasoning=0.0),
+    )
+    for example in task.training()[:5]:
+        assert task.environment.reset(example).opening == opening
+        rest = f"{example.answer}}}</answer>"
+        found = task.score((rest,), example, Group(0, example))
+        assert found["success"] == found["format"] == 1
+        (reply,) = task.demonstrate(example, random.Random(0), False)
+        assert reply.text == rest
+        assert task.score((), example, Group(0, example))["success"] == 0
+    wordy = dataclasses.replace(task, demonstrations=DemonstrationConfig(wrong_first=0.0))
+    with pytest.raises(ValueError, match="made to open with"):
+        wordy.demonstrate(example, random.Random(0), False)
+
+
+# ViRL39K's layout: pictures below images/images, answers in boxes, eight categories.
+VIRL = [
+    ("(GradeSchool) Geometric", 1),
+    ("(GradeSchool) Non-Geo Math", 0),
+    ("(GradeSchool) Science", 1),
+    ("(GradeSchool) Science", 0),
+    ("Broader STEM Topics", 1),
+    ("Social Science", 1),
+    ("Spatial Reasoning", 2),
+    ("Tables/Diagrams/Charts", 1),
+]
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def virl39k(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ViRL39K")
+    (folder / "images" / "images").mkdir(parents=True)
+    lines = []
+    for i, (category, count) in enumerate(VIRL):
+        names = [f"images/{i}-{k}.jpg" for k in range(count)]
+        for name in names:
+            (folder / "images" / name).write_bytes(png(56, 28))
+        question = "<image>" * count + f" Which is number {i}? A. one B. two"
+        lines.append({"question": question, "image": names, "category": category})
+        lines[-1] |= {"answer": "\\boxed{B}", "PassRate_32BTrained": 0.5, "qid": f"q-{i}"}
+    (folder / "39Krelease.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "left"),
+    [
+        ("vl_rethinker_virl39k_all", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("vl_rethinker_virl39k_no_text", [0, 2, 4, 5, 6, 7]),
+        ("vl_rethinker_virl39k_no_text_no_science", [0, 5, 6, 7]),
+    ],
+)
+def test_the_mixtures_of_vl_rethinker(virl39k, recipe, left, capsys):
+    config = load(CONFIGS / f"{recipe}.yaml", [f"data.sources[0].path={virl39k}"], TrainConfig)
+    examples = Questions(config.data, config.env, config.reward).training()
+    assert [e.extra["qid"] for e in examples] == [f"q-{i}" for i in left]
+    told = f"{len(left)} of 8 questions taken" in capsys.readouterr().out
+    assert told == (len(left) < 8)
+
+
+def test_text_alone_and_categories(virl39k):
+    def qids(**given):
+        sources = (SourceConfig(path=str(virl39k), mapper="virl39k", **given),)
+        return [e.extra["qid"] for e in Questions(QuestionsData(sources=sources)).training()]
+
+    assert qids(pictures="without") == ["q-1", "q-3"]
+    science = ("(GradeSchool) Science",)
+    assert qids(categories=science, pictures="with") == ["q-2"]
+    assert qids(leave_out=science, pictures="without") == ["q-1"]
+    with pytest.raises(ValueError, match=r"category \['science'\].*Spatial Reasoning"):
+        qids(leave_out=("science",))
+    assert len(qids(leave_out=("science",), limit=4)) == 4  # it may come later
+    with pytest.raises(ConfigError, match="categories is empty"):
+        qids(categories=())

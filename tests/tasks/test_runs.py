@@ -13,10 +13,11 @@ from PIL import Image
 from running import assert_same, lines, saved_arrays
 
 import vrrl_jax as vr
-from vrrl_jax import collect, label, sft, train
+from vrrl_jax import collect, label, sft, tasks, train
 from vrrl_jax import log as logs
 from vrrl_jax.config import SftConfig, TrainConfig, load
 from vrrl_jax.log import read_metrics
+from vrrl_jax.processing.processor import decode, encode, load_processor
 from vrrl_jax.rollout import transcript
 
 SHARED = """
@@ -170,7 +171,7 @@ def test_grpo_rolls_prefixes_of_tables_in(configure, monkeypatch, learnt, tmp_pa
     first, second = read_metrics(run_dir / "metrics.jsonl")
     assert first["count/prefixes_offered"] > 0 and first["count/roll_in_groups"] == 0
     assert second["count/roll_in_groups"] > 0 and first["count/rtm_groups"] > 0
-    assert first["advantage_nonzero"] > 0 and changed(run_dir, config.policy.path) > 0.9
+    assert first["effective_batch"] > 0 and changed(run_dir, config.policy.path) > 0.9
     asked = {e.question: e.prompts[0] for e in learnt[0]}
     for episode in learnt[1]:
         if episode.mode == "roll_in":
@@ -209,7 +210,7 @@ def test_questions_of_text_alone_are_a_run(configure, learnt, tmp_path):
     for line in read_metrics(run_dir / "metrics.jsonl"):
         assert line["count/updates"] == 1 and abs(line["ratio_deviation_first"]) < 1e-4
     assert not any(episode.pictures for played in learnt for episode in played)
-    assert sum(line["advantage_nonzero"] for line in read_metrics(run_dir / "metrics.jsonl")) > 0
+    assert sum(line["effective_batch"] for line in read_metrics(run_dir / "metrics.jsonl")) > 0
     # The vision tower learns nothing where nothing is seen.
     before, after = (vr.load_pretrained(path)[1] for path in (config.policy.path, run_dir / "hf"))
     assert_same(before["visual"], after["visual"])
@@ -232,6 +233,39 @@ def sources(tmp_path) -> list[pathlib.Path]:
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         made.append(folder)
     return made
+
+
+def test_rows_of_virl39k_with_pictures_and_without_share_a_step(configure, learnt, tmp_path):
+    """In the release's layout, replies made to open with a text that carries no loss."""
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    (tmp_path / "images").mkdir()
+    rows = []
+    for i, count in enumerate((1, 0, 1, 0)):
+        names = [f"images/{i}.png"] * count
+        for name in names:
+            Image.new("RGB", (56, 56), (9 * i, 99, 200)).save(tmp_path / name)
+        rows.append({"question": "<image>" * count + f" Which is {i}?", "image": names})
+        rows[-1] |= {"answer": f"\\boxed{{{'ABCD'[i]}}}", "category": "Spatial Reasoning"}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "39Krelease.parquet")
+    config = configure(
+        SHARED + QUESTIONS,
+        tmp_path / "run",
+        f"data.sources=[{{path: {tmp_path}, mapper: virl39k}}]",
+        "env.opening=<think>",
+        "steps=1",
+    )
+    run_dir = train.main(config)
+    (line,), (played,) = read_metrics(run_dir / "metrics.jsonl"), learnt
+    assert line["count/updates"] == 1 and abs(line["ratio_deviation_first"]) < 1e-4
+    assert sorted(len(e.pictures) for e in played) == [0] * 4 + [1] * 4
+    assert {e.prompts[0].count("<image>") for e in played} == {0, 1}
+    processor = load_processor(config.policy.path)
+    forced = encode(processor, "<think>")
+    for episode in played:
+        start, end = episode.spans[0]
+        given = slice(start - len(forced), start)
+        assert episode.tokens[given].tolist() == forced
+        assert not episode.loss_mask[given].any() and episode.loss_mask[start:end].any()
 
 
 class Killed(Exception):
@@ -315,3 +349,34 @@ def test_demonstrations_of_a_task_are_learnt(configure, tmp_path, recipe, turns)
     assert first["sequences"] > 2 and second["grad_norm"] > 0
     assert 0 < first["loss"] < 2 * np.log(384) and first["count/skipped_updates"] == 0
     assert changed(run_dir, config.policy.path) > 0.9
+
+
+def test_corrections_written_elsewhere_are_learnt(monkeypatch, tiny_checkpoint, tmp_path):
+    """The recipe that ships, on the lines that ship: what is wrong first carries no loss."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    monkeypatch.chdir(root)
+    config = load(
+        root / "configs" / "reflection_sft_jsonl.yaml",
+        [f"policy.path={tiny_checkpoint}", f"run_dir={tmp_path / 'sft'}", "steps=2"]
+        + ["batch={rows: 4, row_tokens: 256, picture_slots: 4, slot_patches: 96, sequences: 8}"]
+        + ["log.tensorboard=false"],
+        SftConfig,
+    )
+    processor = load_processor(tiny_checkpoint)
+    rows = pathlib.Path(config.data.sources[0].path).read_text().splitlines()
+    rows = {row["first_reply"]: row for row in map(json.loads, rows)}
+    seen = set()
+    for step in range(4):
+        task = tasks.make(config, processor)
+        for sequence in sft.draw_sequences(step, config, processor, task):
+            trained = sequence.fields["target_weights"].sum(-1) > 0
+            taught = decode(processor, sequence.tokens[trained])
+            text = decode(processor, sequence.tokens)
+            (row,) = (row for first, row in rows.items() if first in text)
+            assert taught == f"\n{row['critique']}\n{row['corrected_reply']}"
+            assert trained[-1] and sequence.tokens[-1] == processor.ids.im_end
+            assert len(sequence.pictures) == (row["image"] is not None)
+            seen.add(row["question"])
+    assert len(seen) == len(rows) == 3
+    first, second = read_metrics(sft.main(config) / "metrics.jsonl")
+    assert first["sequences"] > 2 and second["grad_norm"] > 0

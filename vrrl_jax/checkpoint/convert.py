@@ -11,6 +11,7 @@ import yaml
 from vrrl_jax.checkpoint import hf, weights
 from vrrl_jax.checkpoint import state as checkpoints
 from vrrl_jax.config import LoraConfig
+from vrrl_jax.models.critic import without_critic
 from vrrl_jax.models.lora import join_params, with_scale
 from vrrl_jax.models.policy import Params
 
@@ -113,7 +114,8 @@ def read_params(path: pathlib.Path) -> tuple[Params, str, bool]:
 
 
 def _weights_alone(tree: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's checkpoint what a policy is made of: no optimizer state, no buffers."""
+    """Of a run's checkpoint what a policy is made of: no optimizer state, no
+    buffers, no separate critic."""
     if tree.get("average"):
-        return {"average": tree["average"]}
-    return {"state": {"params": tree["state"]["params"]}}
+        return {"average": without_critic(tree["average"])}
+    return {"state": {"params": without_critic(tree["state"]["params"])}}

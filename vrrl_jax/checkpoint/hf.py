@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from vrrl_jax.checkpoint import names, weights
 from vrrl_jax.models.config import ModelConfig, from_hf
+from vrrl_jax.models.critic import without_critic
 from vrrl_jax.models.lora import merge_lora
 from vrrl_jax.models.policy import CLIP_MEAN, CLIP_STD, Params, Policy, abstract_params
 from vrrl_jax.parallel.mesh import canonical
@@ -223,7 +224,7 @@ def save_pretrained(
     Args:
       directory: created if missing.
       policy, params: what to write; a value head goes into a file of its own, adapters are merged
-        into their kernels.
+        into their kernels, a separate critic is left out.
       source: where config, tokenizer and processor files are copied from; by default the
         directory that the policy was loaded from.
       dtype: of the written tensors; None keeps that of the parameters.
@@ -237,7 +238,7 @@ def save_pretrained(
     source = resolve(source or policy.directory or "")
     path = pathlib.Path(directory).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    flat = dict(_flatten(merge_lora(params)))
+    flat = dict(_flatten(merge_lora(without_critic(params))))
     written = jnp.dtype(dtype or flat["norm/scale"].dtype)
     if written not in map(jnp.dtype, weights.FLOATS.values()):
         raise ValueError(f"dtype {written.name}: weights are written as float32 or bfloat16")

@@ -127,8 +127,8 @@ def demonstrate(
 ) -> tuple[DemonstrationReply, ...]:
     """One episode's only reply.
 
-    Of a record: its correction or its worked reply where it has one (see `correction`, `worked`),
-    else its answer.
+    Of a record: its correction, its stages ("cot") or its worked reply where it has one (see
+    `correction`, `staged`, `worked`), else its answer.
 
     Args:
       example: a generated question, or a record.
@@ -136,8 +136,10 @@ def demonstrate(
       options: what replies are like.
     """
     if isinstance(example, Record):
-        if all(name in example.extra for name in CORRECTION):
+        if set(CORRECTION) <= set(example.extra) and any(_said(example, n) for n in CORRECTION):
             return correction(example)
+        if options.style == "cot" and all(_said(example, name) for name in STAGED):
+            return staged(example)
         if worked_text(example) is not None:
             return worked(example, options.style if options.style in ("boxed", "r1") else "as_is")
         return _reply([Piece(_wrap(options.style, "", _answer(options.style, example.answer)))])
@@ -233,10 +235,53 @@ def _reply(pieces: list[Piece]) -> tuple[DemonstrationReply, ...]:
     return (DemonstrationReply(tuple(joined), 1.0),)
 
 
+def after(reply: DemonstrationReply, opening: str) -> DemonstrationReply:
+    """What is left to say of a reply whose opening is given.
+
+    Raises:
+      ValueError: the reply opens otherwise.
+    """
+    if not reply.text.startswith(opening):
+        raise ValueError(
+            f"a demonstration opens with {reply.text[:40]!r}, and replies are made to open with "
+            f"{opening!r}"
+        )
+    pieces, left = [], len(opening)
+    for piece in reply.pieces:
+        text = piece.text[left:]
+        left = max(0, left - len(piece.text))
+        if text:
+            pieces.append(piece if text == piece.text else dataclasses.replace(piece, text=text))
+    return dataclasses.replace(reply, pieces=tuple(pieces))
+
+
 # --- replies from files ------------------------------------------------------------------------
 
 WORKED = ("conversations", "solution", "reasoning", "response")
 CORRECTION = ("first_reply", "critique", "corrected_reply")
+STAGED = ("summary", "caption", "reasoning")
+
+
+def _said(record: Record, name: str) -> str:
+    """The text of a field of a record's row, stripped; "" where there is none."""
+    value = record.extra.get(name)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def staged(record: Record) -> tuple[DemonstrationReply, ...]:
+    """LLaVA-CoT's four stages out of a row's fields summary, caption, reasoning and conclusion.
+
+    Without a conclusion the record's answer, in a box, is it.
+
+    Raises:
+      ValueError: one of the first three is missing.
+    """
+    parts = [_said(record, name) for name in STAGED]
+    if not all(parts):
+        raise ValueError(f"{record.id} has no text in one of {STAGED}")
+    parts.append(_said(record, "conclusion") or _answer("cot", record.answer))
+    text = "".join(f"<{s}>{part}</{s}>" for s, part in zip(STAGES, parts, strict=True))
+    return _reply([Piece(text)])
 
 
 def worked_text(record: Record, fields: tuple[str, ...] = WORKED) -> str | None:
@@ -309,10 +354,9 @@ def correction(
     Raises:
       ValueError: a text is missing or empty.
     """
-    texts = [record.extra.get(name) for name in fields]
+    first, critique, corrected = texts = [_said(record, name) for name in fields]
     for name, text in zip(fields, texts, strict=True):
-        if not isinstance(text, str) or not text.strip():
+        if not text:
             raise ValueError(f"{record.id} has no text in {name!r}")
-    first, critique, corrected = (text.strip() for text in texts)
     pieces = [Piece(first, weight=first_weight), Piece(f"\n{critique}", weight=critique_weight)]
     return _reply([*pieces, Piece(f"\n{corrected}")])

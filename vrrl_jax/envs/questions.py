@@ -47,6 +47,7 @@ class Settings:
       style: of the reply that is asked for, out of `SUFFIXES`.
       suffix: what follows the question and its options; None: the style's.
       joint: what stands before each option.
+      opening: what every reply is made to open with.
 
     Raises:
       ValueError: an unknown style.
@@ -55,6 +56,7 @@ class Settings:
     style: Style = "boxed"
     suffix: str | None = None
     joint: str = "\n"
+    opening: str = ""
 
     def __post_init__(self):
         if self.style not in SUFFIXES:
@@ -82,7 +84,7 @@ def reset(
     lines = [f"{x}. {option}" for x, option in zip(LETTERS, example.options, strict=False)]
     suffix = SUFFIXES[settings.style] if settings.suffix is None else settings.suffix
     text = settings.joint.join([example.question, *lines]) + suffix
-    return Prompt(text, pictures(example, decode))
+    return Prompt(text, pictures(example, decode), settings.opening)
 
 
 def pictures(

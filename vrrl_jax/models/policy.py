@@ -1,4 +1,4 @@
-"""A policy as plain functions of (policy, params, ...): forward, log-probs, values, cache.
+"""A policy as plain functions of (policy, params, ...): forward, log-probs, cache.
 
 `Policy` is what is fixed at trace time, hashable, hence a static argument of jit. Parameters
 are a plain nested dict of float32 master arrays; the compute dtype is the policy's.
@@ -94,13 +94,14 @@ class QwenVL(nn.Module):
     def encode(self, patches, coords, segments):
         return self.visual(patches, coords, segments)
 
-    def embed(self, tokens, source, units):
-        """Token embeddings [R, T, D] with picture units [R, K * U, D] in their places."""
+    def embed(self, tokens, source, units, hidden=None):
+        """Token embeddings [R, T, D] with picture units [R, K * U, D] in their places, and zero
+        where `hidden` [R, T] says so."""
         x = self.embed_tokens(tokens)
-        if units is None:
-            return x
-        shown = jnp.take_along_axis(units, jnp.maximum(source, 0)[..., None], 1)
-        return jnp.where((source >= 0)[..., None], shown.astype(x.dtype), x)
+        if units is not None:
+            shown = jnp.take_along_axis(units, jnp.maximum(source, 0)[..., None], 1)
+            x = jnp.where((source >= 0)[..., None], shown.astype(x.dtype), x)
+        return x if hidden is None else jnp.where(hidden[..., None], 0, x)
 
     def decode_rows(self, x, positions, segments, deepstack=None):
         """Embeddings [R, T, D] -> final hidden states [R, T, D], causal within segments."""
@@ -209,20 +210,27 @@ def encode_pictures(policy: Policy, params: Params, pictures: Pictures) -> Units
     return Units(units.reshape(r, -1, units.shape[-1]), deepstack)
 
 
-def _shown(policy: Policy, params: Params, pictures: Pictures | None):
+def _shown(policy: Policy, params: Params, pictures: Pictures | None, hidden: Array | None):
     """(embeddings, source, deepstack) for `embed` and the decoder; all None without pictures."""
     if pictures is None:
         return None, None, None
     units, source = encode_pictures(policy, params, pictures), pictures.source
+    if hidden is not None:
+        source = jnp.where(hidden, -1, source)  # the decoder adds no features there either
     deepstack = None if units.features is None else (units.features, source)
     return units.embeddings, source, deepstack
 
 
-def hidden_states(policy: Policy, params: Params, rows: Rows) -> Array:
-    """Final hidden states [R, T, D] of packed rows, the compute dtype."""
-    units, source, deepstack = _shown(policy, params, rows.pictures)
+def hidden_states(policy: Policy, params: Params, rows: Rows, hidden: Array | None = None) -> Array:
+    """Final hidden states [R, T, D] of packed rows, the compute dtype.
+
+    Args:
+      hidden: bool [R, T], tokens whose input is a zero embedding in place of their own or of the
+        picture unit that they show; they keep their positions and are attended to. None for none.
+    """
+    units, source, deepstack = _shown(policy, params, rows.pictures, hidden)
     call = functools.partial(module(policy).apply, {"params": params})
-    x = constrain_rows(policy, call(rows.tokens, source, units, method="embed"))
+    x = constrain_rows(policy, call(rows.tokens, source, units, hidden, method="embed"))
     return call(x, rows.positions, rows.segments, deepstack, method="decode_rows")
 
 
@@ -316,19 +324,6 @@ def token_logprobs(
     return (picked if targets.ndim == 3 else picked[..., 0]), entropy
 
 
-def values(params: Params, hidden: Array) -> Array:
-    """The critic on the state that emits each token: float32 [R, T].
-
-    Raises:
-      ValueError: the parameters hold no value head.
-    """
-    if "value_head" not in params:
-        raise ValueError("these parameters hold no value head: load with value_head=True")
-    head = params["value_head"]
-    x = emitting(hidden).astype(jnp.float32)
-    return (x @ head["kernel"] + head["bias"])[..., 0]
-
-
 # --- cached decoding ---------------------------------------------------------------------------
 
 
@@ -376,7 +371,9 @@ def init_cache(policy: Policy, rows: int, slots: int) -> tuple[tuple[Array, Arra
     return tuple((empty(), empty()) for _ in range(text.layers))
 
 
-def cached_forward(policy: Policy, view: View, cache, tokens, positions, offset, pictures=None):
+def cached_forward(
+    policy: Policy, view: View, cache, tokens, positions, offset, pictures=None, hidden=None
+):
     """Runs new tokens of each row against its cache.
 
     Args:
@@ -384,6 +381,7 @@ def cached_forward(policy: Policy, view: View, cache, tokens, positions, offset,
       positions: int32 [3, B, N].
       offset: int32 [B], filled slots of each row: where its new tokens go.
       pictures: of these tokens, or None.
+      hidden: bool [B, N], as in `hidden_states`, or None.
 
     Returns:
       (hidden states after the final norm [B, N, D], the new cache). Causality is by slot: a new
@@ -392,8 +390,8 @@ def cached_forward(policy: Policy, view: View, cache, tokens, positions, offset,
     text = policy.config.text
     net = module(policy)
     params = {"visual": view.visual, "embed_tokens": {"embedding": view.embedding}}
-    units, source, deepstack = _shown(policy, params, pictures)
-    x = net.apply({"params": params}, tokens, source, units, method="embed")
+    units, source, deepstack = _shown(policy, params, pictures, hidden)
+    x = net.apply({"params": params}, tokens, source, units, hidden, method="embed")
     cos, sin = text_angles(positions, text)
     slots = cache[0][0].shape[1]
     own = offset[:, None] + jnp.arange(tokens.shape[1])

@@ -32,14 +32,14 @@ class Chunk:
 
 
 def first_chunk(processor: Processor, prompt: Prompt) -> Chunk:
-    """The opening user turn, generation prompt included.
+    """The opening user turn, generation prompt and the reply's opening included.
 
     Raises:
       ValueError: the text has marks, and not one for each picture.
     """
     pictures = tuple(processing.picture(processor, image) for image in prompt.pictures)
     tokens = processing.chat_prompt(processor, [_message(prompt)], pictures)
-    return Chunk(tokens, pictures, prompt.pictures)
+    return Chunk(_opened(processor, tokens, prompt), pictures, prompt.pictures)
 
 
 def next_chunk(processor: Processor, prompt: Prompt) -> Chunk:
@@ -49,9 +49,15 @@ def next_chunk(processor: Processor, prompt: Prompt) -> Chunk:
       ValueError: as `first_chunk`.
     """
     pictures = tuple(processing.picture(processor, image) for image in prompt.pictures)
-    return Chunk(
-        processing.next_user(processor, _message(prompt), pictures), pictures, prompt.pictures
-    )
+    tokens = processing.next_user(processor, _message(prompt), pictures)
+    return Chunk(_opened(processor, tokens, prompt), pictures, prompt.pictures)
+
+
+def _opened(processor: Processor, tokens: np.ndarray, prompt: Prompt) -> np.ndarray:
+    """A user turn's tokens with those that its reply is made to open with: int32 [t]."""
+    if not prompt.opening:
+        return tokens
+    return np.concatenate([tokens, np.int32(processing.encode(processor, prompt.opening))])
 
 
 def _message(prompt: Prompt) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 r"""Rewards of single-turn answers: the answer's correctness by its kind, and the reply's form.
 
-Two styles. "r1" (DeepSeek-R1, arXiv 2501.12948, as R1-V does it for pictures) adds a reward for
-`<think>..</think><answer>..</answer>` to one for the right answer. "rethinker" (VL-Rethinker,
-arXiv 2504.08837) pays 1 for right, 0 for wrong and -0.1 for an invalid reply, one without a box.
+Three styles. "r1" (DeepSeek-R1, arXiv 2501.12948, as R1-V does it for pictures) adds a reward for
+`<think>..</think><answer>..</answer>` to one for the right answer; "cot" does so for the stages
+of LLaVA-CoT (arXiv 2411.10440). "rethinker" (VL-Rethinker, arXiv 2504.08837) pays 1 for right, 0
+for wrong and -0.1 for an invalid reply, one without a box.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from vrrl_jax.data.question_demonstrations import STAGES
 from vrrl_jax.rewards.boxes import iou, parse_box
 from vrrl_jax.rewards.equivalence import equivalent
 from vrrl_jax.rewards.extraction import (
@@ -49,12 +51,24 @@ def well_formed(text: str) -> bool:
     return places == sorted(places) and not outside.strip()
 
 
+def in_stages(text: str) -> bool:
+    """Whether a reply is LLaVA-CoT's four stages in their order, each once, nothing outside."""
+    tags = [f"<{slash}{stage}>" for stage in STAGES for slash in ("", "/")]
+    if any(text.count(tag) != 1 for tag in tags):
+        return False
+    places = [text.index(tag) for tag in tags]
+    ends = [place + len(tag) for place, tag in zip(places, tags, strict=True)]
+    gaps = zip([0, *ends[1::2]], [*places[::2], None], strict=True)
+    outside = [text[end:start] for end, start in gaps]
+    return places == sorted(places) and not "".join(outside).strip()
+
+
 def score(
     text: str,
     answer: Any,
     kind: Kind,
     *,
-    style: Literal["r1", "rethinker"] = "r1",
+    style: Literal["r1", "cot", "rethinker"] = "r1",
     correct_value: float = 1.0,
     format_value: float = 1.0,
     invalid_value: float = -0.1,
@@ -70,7 +84,7 @@ def score(
 ) -> dict[str, float]:
     """Scores a reply to a question with a known answer.
 
-        r1:         total = correct_value * correct + format_value * formed
+        r1, cot:    total = correct_value * correct + format_value * formed
         rethinker:  total = invalid_value                where the reply is invalid
                           = correct_value * correct      elsewhere,
                             + wait_bonus for one or two "wait" in a right reply,
@@ -87,7 +101,7 @@ def score(
       kind: how to compare, see `judge`.
       style: see above.
       correct_value: worth of a right answer.
-      format_value: worth of the form ("r1").
+      format_value: worth of the form: `well_formed` ("r1"), `in_stages` ("cot").
       invalid_value, max_waits, wait_bonus, wait_cost: see above ("rethinker").
       ended: whether the reply came to its end token ("rethinker").
       options: the options' texts ("choice").
@@ -105,8 +119,8 @@ def score(
       ValueError: an unknown kind or style, or a right answer that its kind can't be.
       ImportError: "math" without math-verify.
     """
-    if style not in ("r1", "rethinker"):
-        raise ValueError(f"style must be r1 or rethinker; got {style!r}")
+    if style not in ("r1", "cot", "rethinker"):
+        raise ValueError(f"style must be r1, cot or rethinker; got {style!r}")
     verdict = judge(
         text,
         answer,
@@ -119,9 +133,9 @@ def score(
     right = verdict.value if graded and kind == "box" else float(verdict.correct)
     readable = len(text) <= TEXT_LIMIT
     waits = sum(1 for _ in _WAIT.finditer(text)) if readable else 0
-    formed = readable and well_formed(text)
+    formed = readable and (in_stages(text) if style == "cot" else well_formed(text))
     extra = 0.0
-    if style == "r1":
+    if style != "rethinker":
         valid, shape = readable, format_value * formed
         total = correct_value * right + shape
     else:
@@ -156,7 +170,7 @@ def judge(
     threshold: float = 0.5,
     seconds: float = 3.0,
 ) -> Verdict:
-    """Whether a reply's answer is right: the answer tags' content, else the last box's, else all.
+    """Whether a reply's answer is right: the tags' content (see `extract`), the last box's, or all.
 
     | kind   | right where                                                                  |
     |--------|------------------------------------------------------------------------------|

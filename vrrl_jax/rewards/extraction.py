@@ -20,6 +20,9 @@ _LETTER = re.compile(r"[\s({\[*$\"']*([A-Za-z])(?![A-Za-z0-9])")
 _OPENS = re.compile(r"[\s({\[*]*[A-Za-z]\s*(?:\Z|[.):,\]*\n])")
 _ANSWER_IS = re.compile(r"answer(?:\s+is\b|\s*:)\s*:?", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_CONCLUSION, _CONCLUDED = (
+    re.compile(f"<{slash}conclusion>", re.IGNORECASE | re.ASCII) for slash in ("", "/")
+)
 _YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
 
@@ -49,7 +52,7 @@ UNREADABLE = Verdict(False, None, reason="unreadable")
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A final answer and where it stood: in answer tags, in a box, or all of the text."""
+    """A final answer and where it stood: in tags, in a box, or all of the text."""
 
     text: str
     place: Literal["tag", "box", "bare"]
@@ -70,6 +73,13 @@ def tagged(text: str, *, closed: bool = True) -> str | None:
     return text[opening.end() : closing.start()].strip()
 
 
+def concluded(text: str) -> str | None:
+    """What stands in the last `<CONCLUSION>` pair, stripped: LLaVA-CoT's fourth stage."""
+    found = collections.deque(_CONCLUSION.finditer(text), maxlen=1)
+    closing = found and _CONCLUDED.search(text, found[0].end())
+    return text[found[0].end() : closing.start()].strip() if closing else None
+
+
 def boxed(text: str) -> str | None:
     r"""What the last `\boxed{}` holds, braces matched by counting; None where it never closes."""
     start = text.rfind(r"\boxed{")
@@ -85,11 +95,12 @@ def boxed(text: str) -> str | None:
 
 
 def extract(text: str) -> Found:
-    """The answer tags' content, else the last box's, else the whole text stripped.
+    """The answer tags' content, else the conclusion's, the last box's, the whole text stripped.
 
     A box inside the tags is opened too.
     """
     inside = tagged(text)
+    inside = concluded(text) if inside is None else inside
     if inside is not None:
         content = boxed(inside)
         return Found(inside if content is None else content, "tag")

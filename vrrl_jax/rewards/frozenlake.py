@@ -101,6 +101,7 @@ def score(
     step_cost: float = 0.01,
     overshoot_zero: bool = True,
     min_turns: int = 1,
+    single_turn: bool = False,
     graded: bool = False,
     outcome_weight: float = 0.0,
     prefix_turns: int = 0,
@@ -123,6 +124,7 @@ def score(
       lambda_deg, reflect_lower_clip, overshoot_zero: see `reflect` and `progress`.
       reflect_weight: w_r.  em_reflect_bonus_weight: w_em, where reflect > 0.
       em_reflect_step_discount: d.  step_cost: c.  min_turns: see `well_formed`.
+      single_turn: an episode is one reply: a lone proposal has a form, and is the answer.
       graded, outcome_weight: switches the bracket on, and w_o.
       prefix_turns, prefix_right: of a rolled-in episode, how many turns were given, and whether
         the last of them is right.
@@ -154,6 +156,7 @@ def score(
         em_reflect_step_discount=em_reflect_step_discount,
         step_cost=step_cost,
         min_turns=min_turns,
+        single_turn=single_turn,
         graded=graded,
         outcome_weight=outcome_weight,
         prefix_turns=prefix_turns,

@@ -188,7 +188,8 @@ def score(
         parts["iou"] = overlap(answer, scene.targets) if answer else 0.0
     correct = _correct(replies, scene, bool(parts["em"]))
     parts["answer_right"] = float(correct)
-    formed = reflection.well_formed(turns, min_turns=released.get("min_turns", 1))
+    asked = {name: released[name] for name in ("min_turns", "single_turn") if name in released}
+    formed = reflection.well_formed(turns, **asked)
     levels = [level(turn.content) if turn.kind == "proposal" else None for turn in turns]
     if style == "released":
         shares = _released_shares(parts, levels, reflect_weight, reflecting)

@@ -23,10 +23,10 @@ class Settings:
     """What a reply is paid; see `answers.score` for what each part counts.
 
     Attributes:
-      style: "r1", "rethinker", or "plain": the answer alone, however it is written.
+      style: "r1", "cot", "rethinker", or "plain": the answer alone, however it is written.
       preset: out of `PRESETS`; gives `wait_bonus` and `wait_cost` where they are None.
       correct_value: worth of a right answer.
-      format_value: worth of the form ("r1").
+      format_value: worth of the form ("r1", "cot").
       invalid_value: reward of an invalid reply ("rethinker").
       max_waits: how many "wait" a valid reply may have ("rethinker").
       wait_bonus, wait_cost: for one or two "wait" in a right reply, for each further one.
@@ -39,7 +39,7 @@ class Settings:
       ValueError: an unknown style or preset.
     """
 
-    style: Literal["r1", "rethinker", "plain"] = "rethinker"
+    style: Literal["r1", "cot", "rethinker", "plain"] = "rethinker"
     preset: Literal["paper", "code"] = "paper"
     correct_value: float = 1.0
     format_value: float = 1.0
@@ -53,8 +53,8 @@ class Settings:
     seconds: float = 3.0
 
     def __post_init__(self):
-        if self.style not in ("r1", "rethinker", "plain"):
-            raise ValueError(f"style must be r1, rethinker or plain; got {self.style!r}")
+        if self.style not in ("r1", "cot", "rethinker", "plain"):
+            raise ValueError(f"style must be r1, cot, rethinker or plain; got {self.style!r}")
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {tuple(PRESETS)}; got {self.preset!r}")
 
@@ -110,8 +110,9 @@ def score(
     )
     if plain:
         formed = parts["read"]
-    elif settings.style == "r1":
-        formed = float(bool(parts["valid"]) and answers.well_formed(text))
+    elif settings.style != "rethinker":
+        form = answers.in_stages if settings.style == "cot" else answers.well_formed
+        formed = float(bool(parts["valid"]) and form(text))
     else:
         formed = parts["valid"]
     kept = ("read", "fallback", "iou", "refused", "timeout", "crash", "waits", "rethinking")

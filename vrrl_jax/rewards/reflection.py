@@ -26,13 +26,17 @@ class Turn(NamedTuple):
     has_think: bool
 
 
-def well_formed(turns: Sequence[Turn], *, min_turns: int = 1) -> bool:
+def well_formed(turns: Sequence[Turn], *, min_turns: int = 1, single_turn: bool = False) -> bool:
     """Whether an episode keeps the protocol in every respect.
 
     Every turn parses; the first is a proposal; exactly one commit, the last turn; nothing empty;
     the commit repeats the proposal before it; no proposal repeats an earlier one; at least
     `min_turns` turns; THINK in every revision, and in neither the first turn nor the commit.
+
+    With `single_turn`: one turn that says something, a proposal or a commit, with THINK or without.
     """
+    if single_turn:
+        return len(turns) == 1 and turns[0].kind != "invalid" and bool(turns[0].content)
     if len(turns) < max(2, min_turns) or any(not turn.content for turn in turns):
         return False
     *proposals, commit = turns
@@ -101,6 +105,7 @@ def score(
     em_reflect_step_discount: float = 1.0,
     step_cost: float = 0.01,
     min_turns: int = 1,
+    single_turn: bool = False,
     graded: bool = False,
     outcome_weight: float = 0.0,
     prefix_turns: int = 0,
@@ -122,7 +127,9 @@ def score(
       correct_value, format_value: worth of a right answer, of mere form.
       lambda_deg, reflect_lower_clip: see `reflect`.
       reflect_weight: w_r.  em_reflect_bonus_weight: w_em, where reflect > 0.
-      em_reflect_step_discount: d.  step_cost: c.  min_turns: see `well_formed`.
+      em_reflect_step_discount: d.  step_cost: c.
+      min_turns, single_turn: see `well_formed`. Without a further turn there is nothing to commit
+        to: a lone proposal has a form, and is the answer.
       graded, outcome_weight: switches the bracket on, and w_o.
       prefix_turns, prefix_right: of a rolled-in episode, how many turns were given, and whether
         the last of them is right.
@@ -135,7 +142,7 @@ def score(
     proposals = [turn.content for turn in turns if turn.kind == "proposal"]
     committed = any(turn.kind == "commit" for turn in turns)
     last, first = answer(turns), turns[0].content if turns else ()
-    formed = well_formed(turns, min_turns=min_turns)
+    formed = well_formed(turns, min_turns=min_turns, single_turn=single_turn)
     is_right, began_right = right(last), right(first)
     levels = [progress(proposal) for proposal in proposals]
     reflection = reflect(levels, lambda_deg=lambda_deg, lower_clip=reflect_lower_clip)
@@ -176,7 +183,9 @@ def score(
         "right_to_wrong": float(began_right and not is_right),
         "clean_commit": float(clean_commit(turns)),
         "format_error": float(invalid or not turns),
-        "budget_exhausted": float(bool(turns) and not committed and not invalid),
+        "budget_exhausted": float(
+            bool(turns) and not committed and not invalid and not single_turn
+        ),
         "turns": float(len(turns)),
     }
 

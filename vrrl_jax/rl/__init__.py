@@ -1,11 +1,19 @@
-"""Reinforcement learning as pure functions: masks, mixing, buffers, advantages and losses."""
+"""Reinforcement learning as pure functions: masks, mixing, buffers, advantages and losses.
+
+`prefix_buffer`, `replay` and `selection` are modules, to be called by their own names.
+"""
 
 from vrrl_jax.rl import prefix_buffer as prefix_buffer
 from vrrl_jax.rl import replay as replay
+from vrrl_jax.rl import selection as selection
 from vrrl_jax.rl.advantages import discounted_returns as discounted_returns
 from vrrl_jax.rl.advantages import gae as gae
 from vrrl_jax.rl.advantages import group_advantages as group_advantages
+from vrrl_jax.rl.advantages import kl_rewards as kl_rewards
+from vrrl_jax.rl.advantages import overlong_penalty as overlong_penalty
 from vrrl_jax.rl.advantages import rloo_advantages as rloo_advantages
+from vrrl_jax.rl.advantages import turn_discounts as turn_discounts
+from vrrl_jax.rl.advantages import turn_gae as turn_gae
 from vrrl_jax.rl.losses import entropy_loss as entropy_loss
 from vrrl_jax.rl.losses import explained_variance as explained_variance
 from vrrl_jax.rl.losses import fixed_length as fixed_length

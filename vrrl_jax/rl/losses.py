@@ -174,12 +174,13 @@ def kl_penalty(
 
     With d = ref_logprobs - logprobs:  k1 = -d,  k2 = d^2 / 2,  k3 = exp(d) - d - 1.
     k1 and k3 are unbiased as values; as a loss term k2 has the gradient of the KL in expectation,
-    k1 has gradient 0 in expectation. Source: Schulman 2020, joschu.net/blog/kl-approx.html.
+    k1 has gradient 0 in expectation. "k1+" and "k3+" have the value of k1 or k3 and the gradient
+    of k2. Source: Schulman 2020, joschu.net/blog/kl-approx.html; the "+" is verl's.
 
     Args:
       logprobs: [..., T], under the policy.
       ref_logprobs: [..., T], under the reference, no gradient.
-      estimator: "k1", "k2" or "k3".
+      estimator: "k1", "k2", "k3", "k1+" or "k3+".
       mask: [..., T]; with it, masked positions may hold anything and become 0.
       max_value: values above are cut to it, with gradient 0 (10 in the released recipe).
 
@@ -194,14 +195,17 @@ def kl_penalty(
     _check_shapes(logprobs=logprobs, mask=mask)
     difference = -_log_ratio(logprobs, jax.lax.stop_gradient(jnp.asarray(ref_logprobs)), mask)
     difference = jnp.clip(difference, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
-    if estimator == "k1":
+    k2 = jnp.square(difference) / 2
+    if estimator in ("k1", "k1+"):
         kl = -difference
     elif estimator == "k2":
-        kl = jnp.square(difference) / 2
-    elif estimator == "k3":
+        kl = k2
+    elif estimator in ("k3", "k3+"):
         kl = jnp.expm1(difference) - difference  # expm1: near 0 the rest would be rounding
     else:
-        raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2 or k3")
+        raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2, k3, k1+ or k3+")
+    if estimator.endswith("+"):
+        kl = jax.lax.stop_gradient(kl) + (k2 - jax.lax.stop_gradient(k2))
     return kl if max_value is None else jnp.minimum(kl, max_value)
 
 
@@ -289,7 +293,8 @@ def fixed_length(
     Args:
       losses: [..., T].
       mask: [..., T], 0/1 or weights.
-      length: a constant number of tokens, such as the generation budget.
+      length: a constant number of tokens, such as the generation budget; 1 for the mean over
+        sequences of their token sums.
       denominator: the number of sequences in the whole batch; None for the number of rows here,
         empty ones included.
 

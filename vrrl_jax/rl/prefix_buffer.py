@@ -124,14 +124,12 @@ def _add_one(state: State, entry: tuple[jax.Array, ...], limit: int | Array):
     same_question = state.valid & (state.question == question)
     same_turns = same_question & (state.turns == turns)
     crowded = jnp.sum(same_question) >= limit
-    # How many of the question's prefixes share a slot's number of turns.
-    ordered = jnp.sort(jnp.where(same_question, state.turns, _LAST))
-    count = jnp.searchsorted(ordered, state.turns, side="right") - jnp.searchsorted(
-        ordered, state.turns, side="left"
+    # Counting takes a sort, and is seldom needed.
+    candidates = jax.lax.cond(
+        crowded & ~jnp.any(same_turns),
+        lambda: _frequent(state.turns, same_question),
+        lambda: same_turns,
     )
-    count = jnp.where(same_question, count, 0)
-    frequent = same_question & (count == jnp.max(count))
-    candidates = jnp.where(jnp.any(same_turns), same_turns, frequent)
     slot = jnp.where(
         crowded,
         jnp.argmin(jnp.where(candidates, state.order, _LAST)),
@@ -154,6 +152,15 @@ def _add_one(state: State, entry: tuple[jax.Array, ...], limit: int | Array):
     }
     new = state._replace(added=state.added + keep.astype(jnp.int32), **written)
     return new, (slot, state.added)
+
+
+def _frequent(turns: jax.Array, among: jax.Array) -> jax.Array:
+    """bool [C]: those of `among` whose number of turns is most frequent there, ties included."""
+    ordered = jnp.sort(jnp.where(among, turns, _LAST))
+    count = jnp.searchsorted(ordered, turns, side="right")
+    count -= jnp.searchsorted(ordered, turns, side="left")
+    count = jnp.where(among, count, 0)
+    return among & (count == jnp.max(count))
 
 
 def sample(

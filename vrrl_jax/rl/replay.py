@@ -93,13 +93,15 @@ def sample(
     *,
     replacement: bool = False,
     exponent: float | Array = 0.0,
+    offset: float | Array = 0.0,
 ) -> tuple[Tree, jax.Array, jax.Array]:
-    """Draws n rows with P(j) = |priority_j|^exponent / sum_k |priority_k|^exponent.
+    """Draws n rows with P(j) = w_j^exponent / sum_k w_k^exponent, w_j = |priority_j| + offset.
 
-    Exponent 0 is uniform over all rows held, those with priority 0 included. With a positive
-    exponent, rows of priority 0 (or a priority that isn't finite) are never drawn. Source:
-    Selective Sample Replay, VL-Rethinker (arXiv 2504.08837), section 3.2, with |advantage| as the
-    priority. Without replacement the rows are drawn one after the other by that law.
+    Exponent 0 is uniform over all rows held, those of weight 0 included; with a positive exponent
+    rows of weight 0 are never drawn. A row whose priority isn't finite is never drawn at all.
+    Source: Selective Sample Replay, VL-Rethinker (arXiv 2504.08837), section 3.2, with |advantage|
+    as the priority; its released code draws stored rows with exponent 1 and offset 1e-4. Without
+    replacement the rows are drawn one after the other by that law.
 
     Args:
       state: the buffer.
@@ -107,6 +109,7 @@ def sample(
       n: how many, static.
       replacement: whether a row may be drawn twice; static.
       exponent: alpha >= 0; may be traced.
+      offset: >= 0; may be traced. A positive one makes rows of priority 0 drawable.
 
     Returns:
       (batch, indices, ok): a tree [n, ...], int32 [n] slots, bool [n]. Where `ok` is False there
@@ -114,7 +117,7 @@ def sample(
       with `ok` come first.
     """
     capacity = state.priority.shape[0]
-    logits = _log_weights(state, exponent)
+    logits = _log_weights(state, exponent, offset)
     drawable = jnp.sum(logits > -jnp.inf, dtype=jnp.int32)
     if replacement:
         # Rows of an empty buffer all weigh 0: any logits will do, `ok` says so.
@@ -131,9 +134,11 @@ def sample(
     return read_rows(state.payload, indices), indices, ok
 
 
-def can_sample(state: State, n: int | Array, *, exponent: float | Array = 0.0) -> jax.Array:
-    """Whether n distinct rows can be drawn, a bool scalar."""
-    return jnp.sum(_log_weights(state, exponent) > -jnp.inf) >= n
+def can_sample(
+    state: State, n: int | Array, *, exponent: float | Array = 0.0, offset: float | Array = 0.0
+) -> jax.Array:
+    """Whether n distinct rows can be drawn, a bool scalar; arguments as in `sample`."""
+    return jnp.sum(_log_weights(state, exponent, offset) > -jnp.inf) >= n
 
 
 def clear(state: State) -> State:
@@ -141,13 +146,14 @@ def clear(state: State) -> State:
     return state._replace(cursor=jnp.zeros_like(state.cursor), size=jnp.zeros_like(state.size))
 
 
-def _log_weights(state: State, exponent: float | Array) -> jax.Array:
-    """exponent * log |priority| [C], -inf for what may not be drawn."""
-    size = jnp.abs(state.priority)
-    drawable = (size > 0) & jnp.isfinite(size)
-    logits = exponent * jnp.log(jnp.where(drawable, size, 1.0))
-    logits = jnp.where(drawable | (jnp.asarray(exponent) == 0), logits, -jnp.inf)
-    return jnp.where(jnp.arange(size.shape[0]) < state.size, logits, -jnp.inf)
+def _log_weights(state: State, exponent: float | Array, offset: float | Array) -> jax.Array:
+    """exponent * log(|priority| + offset) [C], -inf for what may not be drawn."""
+    size = jnp.abs(state.priority) + offset
+    finite, positive = jnp.isfinite(size), size > 0
+    logits = exponent * jnp.log(jnp.where(finite & positive, size, 1.0))
+    drawable = finite & (positive | (jnp.asarray(exponent) == 0))
+    drawable &= jnp.arange(size.shape[0]) < state.size
+    return jnp.where(drawable, logits, -jnp.inf)
 
 
 # Payload rows, for this buffer and the prefix buffer.

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vrrl_jax.models import critic
 from vrrl_jax.models import policy as models
 from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Params, Policy
@@ -66,6 +67,7 @@ class Objective:
     entropy_coefficient: float = 0.0
     value_coefficient: float = 0.0
     value_clip: float | None = None
+    nll_coefficient: float = 0.0
     temperature: float = 1.0
 
 
@@ -163,15 +165,18 @@ def run(
 def policy_loss(
     policy: Policy, objective: Objective, params: Params, batch: Microbatch
 ) -> tuple[Array, dict[str, Array]]:
-    """Clipped policy loss, KL, entropy and value loss of one microbatch.
+    """Clipped policy loss, KL, entropy, value loss and NLL of one microbatch.
 
     Fields, each float32 [R, T]: `loss_weights` (the actor's, normalised over the batch, 0 where a
     token isn't trained), `logprobs` (the old policy's), `advantages`; with a KL term
-    `ref_logprobs`; with a value loss `value_weights`, `values` and `returns`.
+    `ref_logprobs`; with a value loss `value_weights`, `values` and `returns`; with an NLL term
+    `nll_weights`. And, where there is a use for them, `trunk` (the share of the critic's gradient
+    that goes on into the policy's states), `replayed_weights` (of replayed samples, summing to 1
+    over the batch) and `hidden` (1 where the policy doesn't see its input).
     """
     fields, weights = batch.fields, batch.fields["loss_weights"]
-    mask = weights > 0
-    hidden = models.hidden_states(policy, params, batch.rows)
+    mask, unseen = weights > 0, _unseen(fields)
+    hidden = models.hidden_states(policy, params, batch.rows, unseen)
     logprobs, entropy = models.token_logprobs(
         policy, params, hidden, batch.rows.tokens, temperature=objective.temperature
     )
@@ -210,7 +215,8 @@ def policy_loss(
         total -= objective.entropy_coefficient * metrics["entropy"]
     if objective.value_coefficient:
         value_weights = fields["value_weights"]
-        predicted = models.values(params, hidden)
+        trunk = fields["trunk"][..., None] if "trunk" in fields else 1.0
+        predicted = critic.values(policy, params, batch.rows, hidden, unseen, trunk)
         value = losses.value_loss(
             predicted,
             fields["values"],
@@ -220,7 +226,17 @@ def policy_loss(
         )
         metrics["value_loss"] = jnp.sum(value * value_weights)
         total += objective.value_coefficient * metrics["value_loss"]
+    if objective.nll_coefficient:
+        nll_weights = fields["nll_weights"]
+        metrics["nll"] = jnp.sum(losses.nll(logprobs, nll_weights > 0) * nll_weights)
+        total += objective.nll_coefficient * metrics["nll"]
+    if "replayed_weights" in fields:
+        metrics["ratio_replayed"] = jnp.sum(stats["ratio"] * fields["replayed_weights"])
     return total, metrics
+
+
+def _unseen(fields: dict[str, Array]) -> Array | None:
+    return fields["hidden"] > 0 if "hidden" in fields else None
 
 
 def supervised_loss(
@@ -240,13 +256,23 @@ def supervised_loss(
     return total, {"nll": total, "target_probability": jnp.sum(jnp.exp(logprobs) * weights)}
 
 
-def score(policy: Policy, params: Params, rows: Rows, temperature: float) -> dict[str, Array]:
-    """What one teacher-forced pass tells: `logprobs` and, with a value head, `values` [R, T]."""
-    hidden = models.hidden_states(policy, params, rows)
+def score(
+    policy: Policy,
+    params: Params,
+    rows: Rows,
+    temperature: float,
+    unseen: Array | None = None,
+) -> dict[str, Array]:
+    """What one teacher-forced pass tells: `logprobs` and, with a critic, `values` [R, T].
+
+    Args:
+      unseen: bool [R, T], inputs that the policy doesn't see; None for none.
+    """
+    hidden = models.hidden_states(policy, params, rows, unseen)
     logprobs, _ = models.token_logprobs(
         policy, params, hidden, rows.tokens, temperature=temperature
     )
     out = {"logprobs": logprobs}
-    if policy.value_head:
-        out["values"] = models.values(params, hidden)
+    if critic.has_critic(params):
+        out["values"] = critic.values(policy, params, rows, hidden, unseen)
     return out

@@ -45,6 +45,7 @@ class Chunk(NamedTuple):
       positions: int32 [3, B, N].
       next_position: int32 [B], the position after the chunk.
       pictures: of the chunk, or None.
+      hidden: bool [B, N], tokens that are seen as zero embeddings, or None.
     """
 
     tokens: Array
@@ -52,6 +53,7 @@ class Chunk(NamedTuple):
     positions: Array
     next_position: Array
     pictures: Pictures | None
+    hidden: Array | None = None
 
 
 class Decoded(NamedTuple):
@@ -88,17 +90,18 @@ def _laid_out(policy: Policy, state: State) -> State:
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def append(policy: Policy, view: View, state: State, chunk: Chunk) -> State:
     """Writes each row's chunk at its own offset. The caller has checked that it fits."""
+    tokens, pictures, hidden = chunk.tokens, chunk.pictures, chunk.hidden
     x, cache = models.cached_forward(
-        policy, view, state.cache, chunk.tokens, chunk.positions, state.lengths, chunk.pictures
+        policy, view, state.cache, tokens, chunk.positions, state.lengths, pictures, hidden
     )
     last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
-    hidden = jnp.take_along_axis(x, last, 1)[:, 0]
+    emits = jnp.take_along_axis(x, last, 1)[:, 0]
     touched = chunk.count > 0
     state = State(
         cache,
         state.lengths + chunk.count,
         jnp.where(touched, chunk.next_position, state.next_position),
-        jnp.where(touched[:, None], hidden, state.hidden),
+        jnp.where(touched[:, None], emits, state.hidden),
     )
     return _laid_out(policy, state)
 
@@ -107,6 +110,15 @@ def append(policy: Policy, view: View, state: State, chunk: Chunk) -> State:
 def repeat(policy: Policy, state: State, times: int) -> State:
     """Every row `times` times, neighbours: n samples share one prefill of their prompt."""
     return _laid_out(policy, jax.tree.map(lambda a: jnp.repeat(a, times, 0), state))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def rewind(policy: Policy, state: State, lengths: Array, next_position: Array) -> State:
+    """Rows back at `lengths` filled slots [B], the next token at `next_position` [B].
+
+    Where a row did go back, `hidden` means nothing until a chunk has been appended to it.
+    """
+    return _laid_out(policy, state._replace(lengths=lengths, next_position=next_position))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=2)
@@ -133,7 +145,7 @@ def decode(
       keys: [B]; token i of a reply draws with fold_in(key, i).
       sampling: how to draw.
       stop_ids: int32 [n].
-      limit: int scalar, at most `capacity`.
+      limit: int scalar, or [B] for a limit a row; from 1 to `capacity`.
       capacity: static width of the result.
       first: int scalar, index in the reply of the first token to sample.
     """
@@ -153,7 +165,10 @@ def decode(
             out.lengths + active,
             out.stopped | stopped,
         )
-        return token, active & ~stopped, out
+        active = active & ~stopped
+        if jnp.ndim(limit):
+            active = active & (i + 1 < limit)
+        return token, active, out
 
     def step(carry):
         i, state, token, active, out = carry
@@ -173,7 +188,7 @@ def decode(
 
     def going(carry):
         i, _, _, active, _ = carry
-        return (i < limit) & active.any()
+        return active.any() if jnp.ndim(limit) else (i < limit) & active.any()
 
     out = Decoded(
         jnp.zeros((rows, capacity), jnp.int32),

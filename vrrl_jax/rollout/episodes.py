@@ -21,7 +21,8 @@ from vrrl_jax.models.policy import Policy, View
 from vrrl_jax.parallel.mesh import row_parts
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor
-from vrrl_jax.rollout import engine, transcript
+from vrrl_jax.rollout import engine, rethinking, transcript
+from vrrl_jax.rollout.rethinking import Rethinking
 from vrrl_jax.rollout.transcript import Group, Row, Settings, Shapes
 from vrrl_jax.types import Episode, Outcome, Prompt
 
@@ -57,15 +58,19 @@ def plan_shapes(
     settings: Settings,
     *,
     roll_in: bool = False,
+    rethink: Rethinking | None = None,
 ) -> Shapes:
     """Shapes that hold every episode over some examples.
 
     Args:
       probes: the largest examples, each with a well-formed reply that the environment answers with
         feedback (where an episode has one turn, any).
+      roll_in: leaves room for rolled-in replies.
+      rethink: leaves room for second thoughts.
 
     Raises:
-      ValueError: no examples, or the environment ends an episode at its probe.
+      ValueError: no examples, the environment ends an episode at its probe, or a second thought
+        in episodes of several turns.
     """
     prompts: list[encode.Chunk] = []
     follows: list[encode.Chunk] = []
@@ -83,6 +88,10 @@ def plan_shapes(
     turns = settings.max_turns
     prompt, follow = (max((c.tokens.size for c in cs), default=0) for cs in (prompts, follows))
     slots = prompt + turns * (settings.max_new_tokens + 1) + (turns - 1) * (follow + 10)
+    if rethink is not None:
+        rethinking.check(settings, rethink)
+        trigger, more = rethinking.extra(processor, settings, rethink)
+        carry, slots = max(carry, trigger), slots + more
     place = policy.config.layout
     shown = [c.pictures for c in (*prompts, *follows)]
     sizes = [layout.slot_patches(p.grid, place) for pictures in shown for p in pictures]
@@ -108,6 +117,7 @@ def rollout(
     key: jax.Array,
     step: int,
     score: Callable[..., dict[str, float]],
+    rethink: Rethinking | None = None,
 ) -> tuple[list[Episode], dict[str, float]]:
     """Plays every group's n episodes to their ends.
 
@@ -117,19 +127,23 @@ def rollout(
       shapes: from `plan_shapes`.
       key, step: with question, sample and turn they seed every token.
       score: (texts, example, group) -> named rewards.
+      rethink: makes replies think again, in episodes of one turn.
 
     Returns:
       (episodes, group by group, sample by sample; figures of the rollout).
 
     Raises:
-      ValueError: a chunk is larger than its planned shape, or a row's cache than its slots.
+      ValueError: a chunk is larger than its planned shape, or a row's cache than its slots; a
+        second thought in episodes of several turns.
     """
+    if rethink is not None:
+        rethinking.check(settings, rethink)
     started = time.perf_counter()
     rows = [Row(g, s, spec) for g, spec in enumerate(groups) for s in range(settings.samples)]
     for row in rows:
         row.opening = row.spec.opening if row.spec.prefix else ""
     questions = np.array([row.spec.question for row in rows], np.int32)
-    samples = _streams(rows, settings.samples)
+    samples = streams(rows, settings.samples)
     stops = np.array(policy.stop_ids or (-1,), np.int32)
     state = None
     sampled = decode_steps = 0
@@ -138,7 +152,7 @@ def rollout(
             break
         if turn == 0:
             # One prefill a group: its rows are copies of one another.
-            copies = _copies(policy, len(groups), settings.samples)
+            copies = prefill_copies(policy, len(groups), settings.samples)
             leaders = [row for row in rows if row.sample < copies]
             _open(rows, environment, processor, settings)
             chunk = transcript.chunk_of(
@@ -160,7 +174,7 @@ def rollout(
             for row in rows:
                 if not row.done:
                     transcript.appended(policy, row)
-        active = np.array([not row.done and turn >= len(row.spec.prefix) for row in rows])
+        active = np.array([not row.done and turn >= len(row.stored) for row in rows])
         keys = engine.make_keys(key, step, questions, samples, turn)
         state, decoded = engine.decode(
             policy,
@@ -186,6 +200,14 @@ def rollout(
             outcome = answered(environment, row.spec.example, row.texts)
             row.done, row.prompt = outcome.done, outcome.prompt
     episodes = [transcript.finish(row, score) for row in rows]
+    counts = {}
+    if rethink is not None:
+        episodes, counts = rethinking.rethink(
+            policy, view, processor, state, rows, episodes, samples, settings, shapes, key, step,
+            score, rethink,
+        )  # fmt: skip
+        sampled += counts.pop("sampled_tokens")
+        decode_steps += counts.pop("decode_steps")
     seconds = time.perf_counter() - started
     return episodes, {
         "rollout_seconds": seconds,
@@ -194,10 +216,11 @@ def rollout(
         "decode_steps": decode_steps,
         # Share of row-steps of decoding that produced a token of an unfinished row.
         "decode_occupancy": sampled / max(1, decode_steps * len(rows)),
+        **counts,
     }
 
 
-def _streams(rows: list[Row], samples: int) -> np.ndarray:
+def streams(rows: list[Row], samples: int) -> np.ndarray:
     """The sample number that seeds each row: int32 [B], unlike any other of its question.
 
     A rolled-in group may continue a question that also runs afresh, and a small data source comes
@@ -212,7 +235,7 @@ def _streams(rows: list[Row], samples: int) -> np.ndarray:
     return np.array([first[row.group] + row.sample for row in rows], np.int32)
 
 
-def _copies(policy: Policy, groups: int, samples: int) -> int:
+def prefill_copies(policy: Policy, groups: int, samples: int) -> int:
     """Rows a group in the opening prefill: on a mesh the fewest that split over it."""
     parts = row_parts(policy.mesh)
     fits = lambda copies: samples % copies == 0 and groups * copies % parts == 0

@@ -34,6 +34,8 @@ class Group:
       opening: text forced at the start of the first turn that is sampled.
       ended: for the scorer, whether every reply of the episode came to its end by itself.
       opened: the opening turn and its encoding, where `open_group` has made them already.
+      commit: (token ids, log-probabilities) of a stored reply that the group's first episode says
+        after the prefix, with loss, in place of sampling one; None for none.
     """
 
     question: int
@@ -45,6 +47,7 @@ class Group:
     opening: str = ""
     ended: bool = True
     opened: tuple[Prompt, encode.Chunk] | None = None
+    commit: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,8 @@ class Shapes:
 @dataclasses.dataclass
 class Row:
     """An episode in flight. `carry` are tokens of the transcript that no cache holds yet, `shown`
-    the pictures among them."""
+    the pictures among them; `said` are tokens of a reply under way that weren't sampled now, and
+    `hidden` tells which of the transcript's first tokens are seen as zero embeddings."""
 
     group: int
     sample: int
@@ -116,8 +120,18 @@ class Row:
     size: int = 0
     prompt: Prompt | None = None
     opening: str = ""
+    said: tuple[int, ...] = ()
+    hidden: np.ndarray | None = None
     done: bool = False
     truncated: bool = False
+
+    @property
+    def stored(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(token ids, log-probabilities) of the replies that aren't sampled, in order."""
+        spec = self.spec
+        replies = list(zip(spec.prefix, spec.prefix_logprobs, strict=True))
+        commits = spec.commit is not None and self.sample == 0
+        return [*replies, spec.commit] if commits else replies
 
     def say(self, prompt: Prompt, chunk: encode.Chunk, turn: int, keep_images: bool) -> None:
         """Adds a user turn."""
@@ -159,6 +173,8 @@ def chunk_of(
     position = np.zeros((3, b, width), np.int32)
     count, after = np.zeros(b, np.int32), np.zeros(b, np.int32)
     source = np.full((b, width), -1, np.int32)
+    masked = any(row.hidden is not None for row in rows)
+    hidden = np.zeros((b, width), bool) if masked else None
     shown = [() if row.done else row.shown for row in rows]
     data, coords, segments, sources = layout.pack_pictures(
         shown, place, shapes.pictures, shapes.patches, shapes.features
@@ -182,8 +198,12 @@ def chunk_of(
         position[:, i, :n], after[i] = layout.positions(tokens[i, :n], grids, place, row.position)
         if shown[i]:
             source[i, :n][tokens[i, :n] == place.image_id] = np.concatenate(sources[i])
+        if row.hidden is not None:
+            mine = row.hidden[row.filled : row.filled + n]
+            hidden[i, : mine.size] = mine
         count[i] = n
-    return engine.Chunk(tokens, count, position, after, Pictures(data, coords, segments, source))
+    pictures = Pictures(data, coords, segments, source)
+    return engine.Chunk(tokens, count, position, after, pictures, hidden)
 
 
 def to_device(policy: Policy, chunk: engine.Chunk) -> engine.Chunk:
@@ -208,7 +228,7 @@ def sampled(row: Row, turn: int, decoded, b: int, processor: Processor, settings
     n = int(decoded.lengths[b])
     tokens = decoded.tokens[b, :n]
     opening = row.opening if turn == len(row.spec.prefix) else ""
-    start = row.size - len(encode_text(processor, opening))
+    start = row.size - len(encode_text(processor, opening)) - len(row.said)
     row.record(tokens, turn, 1.0, decoded.logprobs[b, :n])
     if decoded.stopped[b] and not settings.train_end:
         row.mask[-1][-1] = 0.0
@@ -217,7 +237,8 @@ def sampled(row: Row, turn: int, decoded, b: int, processor: Processor, settings
     row.position += n - 1
     row.carry = [int(tokens[-1])]
     spoken = tokens[:-1] if decoded.stopped[b] else tokens
-    row.texts.append(opening + decode_text(processor, spoken))
+    row.texts.append(opening + decode_text(processor, [*row.said, *spoken]))
+    row.said = ()
     end = processor.ids.im_end
     if row.carry[-1] != end:
         row.truncated |= not bool(decoded.stopped[b])
@@ -226,10 +247,36 @@ def sampled(row: Row, turn: int, decoded, b: int, processor: Processor, settings
     row.spans.append((start, row.size))
 
 
+def rewound(row: Row, kept: int) -> Row:
+    """A copy of a row whose only reply was sampled, back where `kept` tokens of it were out.
+
+    All of them lie in the cache then; what is booked next goes on with the same reply.
+    """
+    prompt, reply = (part.size for part in row.tokens[:2])
+    back = reply - 1 - kept  # the last sampled token isn't in the cache
+    cut = lambda parts: [parts[0], parts[1][:kept]]
+    return dataclasses.replace(
+        row,
+        position=row.position - back,
+        filled=row.filled - back,
+        carry=[],
+        tokens=cut(row.tokens),
+        mask=cut(row.mask),
+        turns=cut(row.turns),
+        logprobs=cut(row.logprobs),
+        texts=[],
+        spans=[],
+        size=prompt + kept,
+        said=tuple(row.tokens[1][:kept].tolist()),
+        truncated=False,
+    )
+
+
 def rolled_in(row: Row, turn: int, processor: Processor, settings: Settings) -> None:
     """Books a stored reply as if it had been spoken."""
-    tokens, logprobs = row.spec.prefix[turn], row.spec.prefix_logprobs[turn]
-    row.record(tokens, turn, float(settings.train_prefix), logprobs)
+    tokens, logprobs = row.stored[turn]
+    trained = settings.train_prefix or turn >= len(row.spec.prefix)
+    row.record(tokens, turn, float(trained), logprobs)
     # A forced token has no behaviour log-probability, hence no ratio.
     row.mask[-1][np.asarray(logprobs) == 0] = 0.0
     if not settings.train_end:

@@ -111,6 +111,7 @@ class Grounding:
             prefix_turns=len(group.prefix),
             prefix_right=group.prefix_right,
             decision_bonus=self.decision_bonus,
+            single_turn=self.env.max_turns == 1,
             **dataclasses.asdict(self.reward),
         )
 
@@ -133,7 +134,7 @@ class Grounding:
             resized=self.resized and self.resized(about.size),
             wrong_first=wanted.wrong_first,
             second_error=wanted.second_error,
-            max_turns=1 if single_turn else wanted.max_turns,
+            max_turns=1 if single_turn or self.env.max_turns == 1 else wanted.max_turns,
             soft_targets=wanted.soft_targets,
             decision_weight=wanted.decision_weight,
         )

@@ -65,7 +65,8 @@ class Questions:
     @functools.cached_property
     def environment(self) -> envs.Environment:
         env = self.env
-        return envs.Environment(envs.Settings(env.style, env.suffix, env.joint), self.open_image)
+        settings = envs.Settings(env.style, env.suffix, env.joint, env.opening)
+        return envs.Environment(settings, self.open_image)
 
     @functools.cached_property
     def settings(self) -> shapes.Settings:
@@ -118,7 +119,8 @@ class Questions:
         return len(prompt.text), len(seen), max(seen, default=0), guess
 
     def score(self, texts: tuple[str, ...], example: Any, group: Group) -> Mapping[str, Any]:
-        return rewards.score(texts, example, group, self._paid, group.ended)
+        whole = [*texts[:-1], *(self.env.opening + text for text in texts[-1:])]
+        return rewards.score(whole, example, group, self._paid, group.ended)
 
     @functools.cached_property
     def _paid(self) -> rewards.Settings:
@@ -146,7 +148,8 @@ class Questions:
             confirm=0.0 if single_turn else wanted.confirm,
             triggers=demos.SHORT_TRIGGERS if short else demos.TRIGGERS,
         )
-        return demos.demonstrate(example, rng, options)
+        replies = demos.demonstrate(example, rng, options)
+        return tuple(demos.after(reply, self.env.opening) for reply in replies)
 
     def _read(self, name: str, source: SourceConfig) -> Sequence[Any]:
         loaded = loading.load(
@@ -154,7 +157,17 @@ class Questions:
         )
         tell(loaded.skipped)
         records = loaded.records
-        wanted = [i for i, record in enumerate(records) if self._takes(record, source)]
+        wanted, categories = [], set()
+        for i, record in enumerate(records):
+            categories.add(record.category)
+            if self._takes(record, source):
+                wanted.append(i)
+        named = {*(source.categories or ()), *source.leave_out}
+        if wanted and source.limit is None and not named <= categories:
+            raise ValueError(
+                f"{source.path} has no questions of category {sorted(named - categories)}; its "
+                f"categories are {sorted(categories)}"
+            )
         if len(wanted) < len(records):
             print(f"{name}: {len(wanted)} of {len(records)} questions taken")
         if not wanted:
@@ -162,9 +175,13 @@ class Questions:
         return dataclasses.replace(records, index=records.index[wanted])
 
     def _takes(self, record: Any, source: SourceConfig) -> bool:
-        """Whether a question has an answer, few enough pictures and a wanted category."""
+        """Whether a question has an answer, few enough pictures, and is of a wanted kind."""
+        count = len(record.pictures)
         wanted = source.categories is None or record.category in source.categories
-        return bool(record.answer) and len(record.pictures) <= self.data.max_pictures and wanted
+        wanted = wanted and record.category not in source.leave_out
+        if source.pictures != "any":
+            wanted = wanted and (count > 0) == (source.pictures == "with")
+        return bool(record.answer) and count <= self.data.max_pictures and wanted
 
 
 def source_names(sources: Sequence[SourceConfig]) -> list[str]:
