@@ -52,11 +52,11 @@ def markdown(
     splits = list(table.splits)
     parts = [f"# Ablation: {table.title}", protocol(table, results, configs)]
     parts += [f"![{table.title}]({name})" for name in plots]
-    for sampling in SAMPLINGS:
+    for sampling, (_, share) in SAMPLINGS.items():
         parts.append(f"## Success, {'greedy' if sampling == 'greedy' else 'sampled at T=1'}")
         parts.append(
-            f"Percent of {table.test:,} generated test examples a split, mean over seeds ± half "
-            "the 95% t interval over seeds; in brackets the gain over the base."
+            f"Percent of {round(share * table.test):,} generated test examples a split, mean over "
+            "seeds ± half the 95% t interval over seeds; in brackets the gain over the base."
         )
         parts.append(grid(table, results, configs, "test", sampling, splits))
     first = [m for m in ("turn1_em",) if _has(table, results, configs, m)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from vrrl_jax import label, layout, packing, selecting
 from vrrl_jax.collect import MASK_KEY, PREFIX_MASK_KEY, key_for
-from vrrl_jax.config import TrainConfig
+from vrrl_jax.config import AlgorithmConfig, TrainConfig
 from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.packing import Packing
@@ -118,16 +118,64 @@ def labelled(
     run: Run, params: Params, played: list[Episode], whole: Packing, step: int
 ) -> tuple[Samples, dict[str, float]]:
     """Fresh episodes with their masks, old log-probabilities, advantages and returns."""
+    config, algorithm, n = run.config, run.config.algorithm, len(played)
+    padded, actor, unscored, metrics = masked(run, played, step)
+    hidden = padded.hidden if hides(config) else None
+    scored = {}
+    if run.policy.value_head or algorithm.importance != "behaviour" or unscored.any():
+        scored = score(run, params, whole, padded.loss_mask, hidden)
+    logprobs, weight = old_logprobs(algorithm, padded, unscored, scored)
+    fields = {"loss_mask": padded.loss_mask, "actor": actor, "logprobs": logprobs}
+    fields["hidden"] = padded.hidden
+    if run.reference is not None:
+        referred = score(run, run.reference, whole, padded.loss_mask, hidden)
+        fields["ref_logprobs"] = referred["logprobs"]
+
+    rewards, extra, figures = paid(run, played, padded, fields)
+    metrics |= figures
+    if algorithm.name == "ppo" or algorithm.advantage == "returns":
+        values = scored.get("values", np.zeros_like(rewards))
+        per_token, returns, earned = label.estimate(rewards, values, padded, algorithm)
+        if algorithm.name == "ppo":
+            fields |= {"values": values, "returns": returns, "rewards": rewards}
+            metrics["explained_variance"] = float(
+                losses.explained_variance(values, earned, padded.loss_mask)
+            )
+        else:
+            per_token = earned
+        if algorithm.whiten:
+            per_token = np.asarray(label.whitened(per_token, padded.loss_mask))
+        advantage = (per_token * padded.loss_mask).sum(1) / np.maximum(padded.loss_mask.sum(1), 1)
+    else:
+        advantage = label.episode_advantages(played, run.rows, algorithm, extra)
+        per_token = np.broadcast_to(advantage[:, None], padded.loss_mask.shape)
+    fields["advantages"] = per_token
+    if weight is not None:
+        fields["advantages"] = per_token * weight
+        metrics["importance_weight"] = _mean(weight, padded.loss_mask)
+    if config.rethinking.nll:
+        fields["nll"] = rethought(config, played, padded, advantage)
+    kept = {name: np.float32(fields[name][:n]) for name in selecting.field_names(config)}
+    return Samples(played, kept, np.float32(advantage[:n])), metrics
+
+
+def masked(
+    run: Run, played: list[Episode], step: int
+) -> tuple[label.Padded, np.ndarray, np.ndarray, dict[str, float]]:
+    """What every masking mechanism does to a step's episodes.
+
+    Returns:
+      (padded episodes, hidden inputs included; the weight [B, S] of each token in the policy's
+      loss; bool [B, S], tokens whose old log-probability has to be recomputed; counters).
+    """
     config, algorithm = run.config, run.config.algorithm
-    image = run.policy.config.image_token_id
-    padded = label.pad(played, run.rows, run.shapes.slots, image)
+    padded = label.pad(played, run.rows, run.shapes.slots, run.policy.config.image_token_id)
     actor = label.turn_masked(key_for(run.key, MASK_KEY, step), played, padded, config.rtm)
     metrics = {"count/rtm_masked_tokens": float(padded.loss_mask.sum() - actor.sum())}
     unscored = np.isnan(padded.logprobs)
     if config.prefix_mask.probability > 0 and config.prefix_mask.continuation == "in_place":
-        drawn = label.prefix_masked(
-            key_for(run.key, PREFIX_MASK_KEY, step), padded, config.prefix_mask
-        )
+        key = key_for(run.key, PREFIX_MASK_KEY, step)
+        drawn = label.prefix_masked(key, padded, config.prefix_mask)
         padded = dataclasses.replace(padded, hidden=padded.hidden | drawn.state_mask)
         actor = actor * (drawn.loss_mask > 0)
         if config.prefix_mask.logprobs == "recomputed":
@@ -138,68 +186,58 @@ def labelled(
     if algorithm.overlong == "mask":
         actor = actor * ~padded.cut[:, None]
         metrics["count/overlong_masked"] = int(padded.cut.sum())
-
-    hidden = padded.hidden if hides(config) else None
-    scored = {}
-    if run.policy.value_head or algorithm.importance != "behaviour" or unscored.any():
-        scored = score(run, params, whole, padded.loss_mask, hidden)
-    logprobs, weight = padded.logprobs, None
-    if algorithm.importance == "recomputed":
-        logprobs = scored["logprobs"]
-    elif algorithm.importance == "truncated":
-        recorded = np.where(unscored, scored["logprobs"], logprobs)
-        logprobs = scored["logprobs"]
-        weight = losses.importance_weights(
-            logprobs, recorded, padded.loss_mask, cap=algorithm.importance_cap
-        )
-        metrics["importance_weight"] = _mean(np.asarray(weight), padded.loss_mask)
-    elif unscored.any():
-        logprobs = np.where(unscored, scored["logprobs"], logprobs)
     metrics["count/logprobs_recomputed"] = int(unscored.sum())
-    fields = {"loss_mask": padded.loss_mask, "actor": actor, "logprobs": logprobs}
-    if hidden is not None:
-        fields["hidden"] = padded.hidden.astype(np.float32)
-    if run.reference is not None:
-        referred = score(run, run.reference, whole, padded.loss_mask, hidden)
-        fields["ref_logprobs"] = referred["logprobs"]
+    return padded, actor, unscored, metrics
 
-    rewards = label.placed_rewards(played, padded)
+
+def old_logprobs(
+    algorithm: AlgorithmConfig,
+    padded: label.Padded,
+    unscored: np.ndarray,
+    scored: dict[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The log-probabilities that ratios are measured from, and importance weights if wanted.
+
+    Args:
+      unscored: bool [B, S], where the sampler's don't serve.
+      scored: what the policy says before the update; empty where nobody asks.
+    """
+    if algorithm.importance == "recomputed":
+        return scored["logprobs"], None
+    recorded = padded.logprobs
+    if unscored.any():
+        recorded = np.where(unscored, scored["logprobs"], recorded)
+    if algorithm.importance == "behaviour":
+        return recorded, None
+    weight = losses.importance_weights(
+        scored["logprobs"], recorded, padded.loss_mask, cap=algorithm.importance_cap
+    )
+    return scored["logprobs"], np.asarray(weight)
+
+
+def paid(
+    run: Run, played: list[Episode], padded: label.Padded, fields: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Rewards on tokens [B, S], and what penalties add to a whole episode's score [B]."""
+    config, algorithm, n = run.config, run.config.algorithm, len(played)
     extra = label.overlong_penalties(padded, algorithm, config.rollout.max_new_tokens)
-    rewards = rewards + padded.final * extra[:, None]
+    rewards = label.placed_rewards(played, padded) + padded.final * extra[:, None]
+    metrics = {}
     if algorithm.overlong == "penalty":
         metrics["count/overlong_penalised"] = int((extra < 0).sum())
     if algorithm.kl_in == "reward" and run.reference is not None:
         charged = adv.kl_rewards(
             np.zeros_like(rewards),
-            logprobs,
-            fields.pop("ref_logprobs"),
+            fields["logprobs"],
+            fields["ref_logprobs"],
             padded.loss_mask,
             algorithm.kl_coefficient,
             algorithm.estimator,
         )
-        rewards, extra = rewards + charged, extra + np.asarray(charged).sum(1)
-        metrics["kl_reward"] = float(np.asarray(charged).sum(1)[: len(played)].mean())
-    advantage = label.episode_advantages(played, run.rows, algorithm, extra)
-    per_token = np.broadcast_to(advantage[:, None], padded.loss_mask.shape)
-    if algorithm.name == "ppo" or algorithm.advantage == "returns":
-        values = scored.get("values", np.zeros_like(rewards))
-        per_token, returns, earned = label.estimate(rewards, values, padded, algorithm)
-        if algorithm.name == "ppo":
-            fields |= {"values": values, "returns": returns, "rewards": np.asarray(rewards)}
-            metrics["explained_variance"] = float(
-                losses.explained_variance(values, earned, padded.loss_mask)
-            )
-        else:
-            per_token = earned
-        if algorithm.whiten:
-            per_token = np.asarray(label.whitened(per_token, padded.loss_mask))
-        advantage = (per_token * padded.loss_mask).sum(1) / np.maximum(padded.loss_mask.sum(1), 1)
-    fields["advantages"] = np.asarray(per_token if weight is None else per_token * weight)
-    if config.rethinking.nll:
-        fields["nll"] = rethought(config, played, padded, advantage)
-    n = len(played)
-    trimmed = {name: np.float32(fields[name][:n]) for name in selecting.field_names(config)}
-    return Samples(played, trimmed, np.float32(advantage[:n])), metrics
+        charged = np.asarray(charged)
+        rewards, extra = rewards + charged, extra + charged.sum(1)
+        metrics["kl_reward"] = float(charged.sum(1)[:n].mean())
+    return rewards, extra, metrics
 
 
 def hides(config: TrainConfig) -> bool:
@@ -313,7 +351,7 @@ def score(
     """
     masks = [None] * len(whole.rows)
     if hidden is not None:
-        masks = list(put_rows(run.policy.mesh, packing.gather(whole, hidden)))
+        masks = [put_rows(run.policy.mesh, mask) for mask in packing.gather(whole, hidden) > 0]
     temperature = run.config.rollout.temperature
     out = [
         _score_rows(run.policy, params, rows, temperature, mask)

@@ -26,6 +26,8 @@ FIGURES: tuple[tuple[str, str, bool], ...] = (
     ("Reward", r"^(reward|total|reward/total)$", True),
     ("Success", r"success|(^|[/_])em$", True),
     ("Revision", r"wrong_to_right|right_to_wrong", True),
+    ("Share with a signal", r"^effective_", True),
+    ("Explained variance", r"explained_variance", False),
     ("Share of episodes", r"commit|format|exhausted|truncated", True),
     ("Reward, standard deviation", r"^reward_std$", True),
     ("Reward parts", r"^reward", True),

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vrrl_jax import trajectories
 from vrrl_jax.collect import SELECT_KEY, key_for
-from vrrl_jax.config import TrainConfig
+from vrrl_jax.config import ReplayConfig, TrainConfig
 from vrrl_jax.parallel.mesh import constrain_buffer, row_parts
 from vrrl_jax.rl import replay, selection
 from vrrl_jax.types import Episode
@@ -109,51 +109,59 @@ def choose(
     """
     wanted, key = config.replay, key_for(key, SELECT_KEY, step)
     rows = config.rollout.questions * config.rollout.samples
-    updates = config.algorithm.epochs * config.algorithm.minibatches
-    n = len(fresh.episodes)
+    parts, n = config.algorithm.minibatches, len(fresh.episodes)
     metrics: dict[str, float] = {}
     memory = _remembered(config, fresh, memory, step, rows, metrics)
-    first, rows_found = step * rows, {}
-    located = lambda drawn: _located(drawn, first, n, rows_found)
+    found: dict[int, dict[str, Any]] = {}  # serial -> row of the ring that isn't fresh
+    located = functools.partial(_located, first=step * rows, fresh=n, found=found)
     if wanted.method == "ssr" and wanted.preset == "paper":
-        size = rows // config.algorithm.minibatches
-        keys = [jax.random.fold_in(key, update) for update in range(updates)]
-        places = [located(_draw(memory, k, size, True, wanted.alpha)) for k in keys]
-        steps = [_copies(place, n + len(rows_found)) for place in places]
+        keys = jax.random.split(key, config.algorithm.epochs * parts)
+        places = [located(_draw(memory, k, rows // parts, True, wanted.alpha)) for k in keys]
+        steps = [_copies(place, n + len(found)) for place in places]
     else:
-        counts = (np.arange(rows) < n).astype(np.int64)
-        priority = np.pad(fresh.advantage, (0, rows - n))
-        again: list[dict[str, Any]] = []
-        if wanted.method == "filter":
-            counts = np.asarray(_filtered(key, priority, counts))
-        elif wanted.method == "ssr":
-            half = max(1, rows // 2)
-            counts, missing = jax.device_get(_code_split(key, priority, half, counts))
-            again = _draw(memory, key, half, True, 1.0, OFFSET)[: int(missing)]
-        elif wanted.method == "mix" and int(memory.size) > rows:
-            again = _draw(memory, key, rows, False, 0.0)
-        places = located(again)
-        whole = _copies(places, n + len(rows_found))
+        counts, drawn = _of_a_rollout(wanted, fresh, memory, key, rows)
+        places = located(drawn)
+        whole = _copies(places, n + len(found))
         whole[:n] += counts[:n]
-        groups = [e.group for e in fresh.episodes] + [-1 - i for i in range(len(rows_found))]
+        groups = [e.group for e in fresh.episodes] + [-1 - i for i in range(len(found))]
         steps = [
             whole * part
             for epoch in range(config.algorithm.epochs)
-            for part in minibatches(
-                groups, whole > 0, config.algorithm.minibatches, (config.seed, step, epoch)
-            )
+            for part in minibatches(groups, whole > 0, parts, (config.seed, step, epoch))
         ]
     if wanted.clear and memory is not None:
         memory = _clear(memory)
-    stored = _stored(list(rows_found.values()), fresh, recall)
+    stored = _stored(list(found.values()), fresh, recall)
     total = np.sum(steps, axis=0)
     advantage = np.concatenate([fresh.advantage, stored.advantage])
-    metrics["effective_batch"] = float((total * (advantage != 0)).sum() / max(1, total.sum()))
+    metrics["effective_batch"] = float(selection.effective_batch(advantage, total))
     metrics["count/replayed"] = int(total[n:].sum())
-    if rows_found:
-        ages = [step - int(row["step"]) for row in rows_found.values()]
+    if found:
+        ages = [step - int(row["step"]) for row in found.values()]
         metrics["replayed_age"] = float(np.average(ages, weights=total[n:]))
     return Choice(steps, stored, memory, metrics)
+
+
+def _of_a_rollout(
+    wanted: ReplayConfig,
+    fresh: Samples,
+    memory: replay.State | None,
+    key: jax.Array,
+    rows: int,
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """How often a pass over a rollout trains on each fresh sample, [rows], and rows of the ring."""
+    n = len(fresh.episodes)
+    counts = (np.arange(rows) < n).astype(np.int64)
+    priority = np.pad(fresh.advantage, (0, rows - n))
+    if wanted.method == "filter":
+        return np.asarray(_filtered(key, priority, counts)), []
+    if wanted.method == "ssr":
+        half = max(1, rows // 2)
+        counts, missing = jax.device_get(_code_split(key, priority, half, counts))
+        return counts, _draw(memory, key, half, True, 1.0, OFFSET)[: int(missing)]
+    if wanted.method == "mix" and int(memory.size) > rows:
+        return counts, _draw(memory, key, rows, False, 0.0)
+    return counts, []
 
 
 def minibatches(
@@ -232,7 +240,7 @@ _code_split = jax.jit(selection.code_split, static_argnums=2)
 
 
 def _located(
-    drawn: list[dict[str, Any]], first: int, fresh: int, rows: dict[int, dict[str, Any]]
+    drawn: list[dict[str, Any]], *, first: int, fresh: int, found: dict[int, dict[str, Any]]
 ) -> list[int]:
     """Where drawn rows stand: a fresh sample at its place, each other one once, after those.
 
@@ -240,7 +248,7 @@ def _located(
       drawn: rows of the ring.
       first: serial of the first fresh sample.
       fresh: how many there are.
-      rows: serial -> row of those that aren't fresh, in their order; added to.
+      found: serial -> row of those that aren't fresh, in the order of their places; added to.
     """
     out = []
     for row in drawn:
@@ -248,9 +256,8 @@ def _located(
         if 0 <= serial - first < fresh:
             out.append(serial - first)
             continue
-        # A dict counts its keys in the order in which they came.
-        rows.setdefault(serial, row | {"place": fresh + len(rows)})
-        out.append(rows[serial]["place"])
+        found.setdefault(serial, row | {"place": fresh + len(found)})
+        out.append(found[serial]["place"])
     return out
 
 

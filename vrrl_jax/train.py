@@ -189,7 +189,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                 saved,
                 step + 1,
                 resumable(state, buffer, memory),
-                {"cursor": cursor, "generated": generated, "skipped": skipped},
+                {"cursor": cursor, "generated": generated, "skipped": dict(skipped)},
             )
             guard(int(state.bad_steps), config.guard.max_bad_steps, step, save)
             now = time.perf_counter()

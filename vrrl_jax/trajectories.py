@@ -42,6 +42,7 @@ def empty(
         question    int32 []       global id of the example
         serial      int32 []       number of the sample in the run
         step        int32 []       the step it was collected at
+        truncated   int32 []       1 where a budget cut it
         advantage   float32 []     of the sample as a whole
         digest      uint32 [2]     of its pictures, in order
         fields      {name: float32 [S]}   whatever else is known of each token
@@ -61,7 +62,10 @@ def empty(
         "tokens": ints((slots,)),
         "turn_index": ints((slots,)),
         "spans": ints((turns, 2)),
-        **{name: ints(()) for name in ("replies", "length", "question", "serial", "step")},
+        **{
+            name: ints(())
+            for name in ("replies", "length", "question", "serial", "step", "truncated")
+        },
         "advantage": floats(()),
         "digest": jnp.zeros((2,), jnp.uint32),
         "fields": {name: floats((slots,)) for name in fields},
@@ -110,6 +114,7 @@ def rows(
         "question": whole([e.question for e in episodes]),
         "serial": whole(serials),
         "step": whole(np.broadcast_to(step, n) if np.ndim(step) == 0 else step),
+        "truncated": whole([e.truncated for e in episodes]),
         "advantage": _column(advantage, n, count, np.float32),
         "digest": np.zeros((count, 2), np.uint32),
         "fields": {name: np.zeros((count, slots), np.float32) for name in fields},
@@ -284,6 +289,7 @@ def rebuild(row: Tree, example: Any, environment: Environment, processor: Proces
         texts=texts,
         spans=spans,
         rewards={},
+        truncated=bool(row["truncated"]),
         prompts=tuple(prompt.text for prompt, _ in chunks),
         hidden=hidden if hidden.any() else None,
     )

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import vrrl_jax as vr
-from vrrl_jax import sft, train
+from vrrl_jax import sft, train, trajectories
 from vrrl_jax.config import ConfigError, SftConfig, TrainConfig, load
 from vrrl_jax.log import read_metrics
 from vrrl_jax.parallel.mesh import make_mesh
@@ -51,6 +51,12 @@ def say(processor, ids) -> str:
     del processor
     tag = "FINAL" if sum(map(int, ids)) % 2 else "ANSWER"
     return f"<{tag}>{('right', 'down', 'right down down')[sum(map(int, ids)) % 3]}</{tag}>"
+
+
+def spoken(processor, ids) -> str:
+    """The same with end tokens left out, which a stored reply has and a sampled one has not."""
+    ends = (processor.ids.im_end, processor.ids.endoftext)
+    return say(processor, [i for i in ids if i not in ends])
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +131,37 @@ def test_training_is_the_same(configure, gradients, tiny_checkpoint, tmp_path, m
     assert_same_policy(weights(split / "hf"), weights(alone / "hf"), weights(tiny_checkpoint), 2e-6)
     tables = [json.loads((run / "evaluation_final.json").read_text()) for run in (alone, split)]
     assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_a_critic_and_replayed_trajectories_train_the_same(
+    configure, tiny_checkpoint, tmp_path, monkeypatch
+):
+    """PPO with a critic of its own, masked prefixes and a ring split over the mesh."""
+    for module in (transcript, trajectories):
+        monkeypatch.setattr(module, "decode_text", spoken)
+    overrides = (
+        "steps=3",
+        "algorithm={name: ppo, dual_clip: null, kl_coefficient: 0.1, lambda_: 0.9, minibatches: 2}",
+        "policy={path: CHECKPOINT, value_head: true, critic: separate}",
+        "modes={normal: 1.0, rtm: 0, roll_in: 0}",
+        "prefix_mask={probability: 0.5, pictures: true}",
+        "replay={method: mix, labels: recomputed, importance: truncated}",
+        "eval.enabled=false",
+    )
+    overrides = [o.replace("CHECKPOINT", str(tiny_checkpoint)) for o in overrides]
+    mesh = ("mesh.data=2", "mesh.fsdp=-1", "mesh.tensor=2")
+    alone = train.main(configure(RECIPE, tmp_path / "alone", *overrides))
+    split = train.main(configure(RECIPE, tmp_path / "split", *overrides, *mesh))
+    lines = [read_metrics(run / "metrics.jsonl") for run in (alone, split)]
+    for a, b in zip(*lines, strict=True):
+        for name in ("reward", "loss", "grad_norm", "value_loss", "explained_variance"):
+            assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-5), name
+        assert {k: v for k, v in a.items() if k.startswith("count/")} == {
+            k: v for k, v in b.items() if k.startswith("count/")
+        }
+    assert sum(line["count/replayed"] for line in lines[0]) > 0
+    assert_same_policy(weights(split / "hf"), weights(alone / "hf"), weights(tiny_checkpoint), 1e-5)
 
 
 @pytest.mark.slow
