@@ -15,11 +15,11 @@ from vrrl_jax.config import (
 )
 from vrrl_jax.data import frozenlake
 from vrrl_jax.evaluate import Scores
+from vrrl_jax.question_sections import QuestionsData, QuestionsEval, QuestionsReward
 from vrrl_jax.rewards import frozenlake as rewards
 from vrrl_jax.rollout import engine, episodes
 from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.rollout.sampling import Sampling
-from vrrl_jax.task_sections import QuestionsData, QuestionsEval, QuestionsReward
 from vrrl_jax.tasks import Examples
 from vrrl_jax.tasks.navigation import METRICS
 from vrrl_jax.tasks.questions import Questions

@@ -412,6 +412,8 @@ def test_gradients_are_clipped_by_their_global_norm(actor):
         ({"schedule": "linear", "warmup_steps": 2}, 6, [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6]),
         ({"schedule": "linear", "decay_fraction": 0.5}, 6, [1, 1, 1, 1, 2 / 3, 1 / 3]),
         ({"schedule": "cosine"}, 4, [1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5]),
+        ({"schedule": "linear", "final_fraction": 0.5}, 4, [1, 0.875, 0.75, 0.625]),
+        ({"schedule": "cosine", "final_fraction": 0.5}, 2, [1, 0.75]),
     ],
 )
 def test_the_schedule_s_rates(options, steps, wanted):

@@ -1,9 +1,10 @@
 """What a run can be told: typed, validated sections. Defaults are the released recipe's.
 
 A recipe is a YAML file whose keys are the fields below, those of `vrrl_jax/sections.py`, for the
-sections that a task brings, those of `vrrl_jax/task_sections.py`, and those of one kind of
-training, in `vrrl_jax/training_sections.py`; `load` reads it, applies dotted overrides and refuses
-what it doesn't know. `TrainConfig` is for `vrrl train`, `SftConfig` for `vrrl sft`.
+sections that a task brings, those of `vrrl_jax/task_sections.py` and `question_sections.py`, and
+those of one kind of training, in `vrrl_jax/training_sections.py`; `load` reads it, applies dotted
+overrides and refuses what it doesn't know. `TrainConfig` is for `vrrl train`, `SftConfig` for
+`vrrl sft`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from vrrl_jax.question_sections import QuestionsData, QuestionsEnv, QuestionsEval, QuestionsReward
 from vrrl_jax.sections import (
     CheckpointConfig,
     EvalConfig,
@@ -44,10 +46,6 @@ from vrrl_jax.task_sections import (
     NavigationEnv,
     NavigationEval,
     NavigationReward,
-    QuestionsData,
-    QuestionsEnv,
-    QuestionsEval,
-    QuestionsReward,
     TurnsEnv,
 )
 from vrrl_jax.training_sections import (

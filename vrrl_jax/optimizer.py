@@ -36,7 +36,7 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant, linear or cosine; the last two fall to zero.
+    """Linear warm-up, then constant, linear or cosine; the last two fall to a share of the peak.
 
     `decay_fraction` is the share of the run, at its end, over which the rate falls.
     """
@@ -48,9 +48,9 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         falling = max(1, round(config.decay_fraction * steps))
         flat = max(0, steps - falling - config.warmup_steps)
         shape = (
-            optax.linear_schedule(peak, 0.0, falling)
+            optax.linear_schedule(peak, peak * config.final_fraction, falling)
             if config.schedule == "linear"
-            else optax.cosine_decay_schedule(peak, falling)
+            else optax.cosine_decay_schedule(peak, falling, config.final_fraction)
         )
         tail = optax.join_schedules([optax.constant_schedule(peak), shape], [flat])
     # Warm-up is shifted by one: the first update must not have rate 0, nor the last one.

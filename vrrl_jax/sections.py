@@ -141,7 +141,8 @@ class OptimizerConfig:
       name: "muon" updates hidden matrices by Muon and everything else by AdamW.
       learning_rate: the peak.
       warmup_steps: linear, from 0.
-      schedule: what follows; "linear" and "cosine" fall to 0.
+      schedule: what follows; "linear" and "cosine" fall to final_fraction of the peak.
+      final_fraction: see above; 0.5 with "cosine" is VL-Rethinker's cosine to half.
       decay_fraction: share of the run, at its end, over which the rate falls.
       b1, b2, eps, weight_decay: of AdamW; b1 and weight_decay are Muon's too.
       adam_scale: AdamW's rate as a multiple of Muon's.
@@ -154,6 +155,7 @@ class OptimizerConfig:
     learning_rate: float = 5e-7
     warmup_steps: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_fraction: float = 0.0
     decay_fraction: float = 1.0
     b1: float = 0.9
     b2: float = 0.999
@@ -166,7 +168,7 @@ class OptimizerConfig:
     def __post_init__(self):
         at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay")  # 0: ratio checks
         positive(self, "eps", "adam_scale", "value_head_scale", "grad_clip")
-        share(self, "decay_fraction")
+        share(self, "decay_fraction", "final_fraction")
         for key in ("b1", "b2"):
             require(0 <= getattr(self, key) < 1, key, "must be at least 0 and under 1")
 

@@ -16,15 +16,15 @@ from vrrl_jax.data.mixture import Numbered
 from vrrl_jax.data.records import Record
 from vrrl_jax.data.shapes import Question
 from vrrl_jax.processing import encode, images
-from vrrl_jax.rollout import episodes
-from vrrl_jax.rollout.episodes import Group
-from vrrl_jax.task_sections import (
+from vrrl_jax.question_sections import (
     QuestionsData,
     QuestionsEnv,
     QuestionsEval,
     QuestionsReward,
     SourceConfig,
 )
+from vrrl_jax.rollout import episodes
+from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.tasks.questions import Questions
 
 NANO = QuestionsData(count=40, preset="nano", text_share=0.5)

@@ -21,9 +21,9 @@ from vrrl_jax.data import loading, question_demonstrations, shapes
 from vrrl_jax.data.demonstrations import DemonstrationReply
 from vrrl_jax.data.mixture import Mixture, Numbered
 from vrrl_jax.envs import questions as envs
+from vrrl_jax.question_sections import SourceConfig
 from vrrl_jax.rewards import questions as rewards
 from vrrl_jax.rollout.episodes import Group
-from vrrl_jax.task_sections import SourceConfig
 from vrrl_jax.tasks.base import Examples, Generated, given, sampled, tell, unseen
 
 METRICS = (
