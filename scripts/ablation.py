@@ -8,9 +8,9 @@
 
 The protocol, the same for every row of a table:
 
-1. Search. Three learning rates by seeds 0, 1, 2, at half the length, scored on generated validation
-   examples that share no contents with the test. Only in-domain ones: what is out of distribution
-   stays unseen until the end.
+1. Search. Three learning rates by seeds 0, 1, 2, at half the length or less, scored on generated
+   validation examples that share no contents with the test. Only in-domain ones: what is out of
+   distribution stays unseen until the end.
 2. Freeze. The learning rate with the best mean success (greedy and T=1 alike) is written to
    configs/ablation/<table>.yaml with the figures it was chosen by, before any fresh seed is run.
 3. Fresh seeds, from 10 on, at full length, scored on 2,000 generated test examples a split, greedy
@@ -58,7 +58,7 @@ from ablation_tables import ALL, CONFIGS, ROOT, Row, Table, in_order
 
 STAGES = ("search", "final", "published")
 # Guesses until something was measured, for one thread: a step, and a thousand scored examples.
-STEP_SECONDS = {"navigation": 7.0, "tables": 20.0, "charts": 20.0}
+STEP_SECONDS = {"navigation": 8.0, "tables": 20.0, "charts": 20.0, "questions": 4.5}
 SFT_SECONDS, SCORE_MINUTES = 2.5, 1.5
 
 
@@ -169,7 +169,7 @@ def minutes(job: Job, results: dict[str, Results]) -> float:
     tried = [minutes(Job(c), results) for c in searches(table, cell.row)[:1] if c != cell]
     if cell.stage == "final" and tried:
         return tried[0] * config.steps / searches(table, cell.row)[0].steps
-    seconds = SFT_SECONDS if cell.row.kind == "sft" else STEP_SECONDS.get(table.name, 13.0)
+    seconds = SFT_SECONDS if cell.row.kind == "sft" else STEP_SECONDS[table.base]
     passes = getattr(getattr(config, "algorithm", None), "epochs", 1)
     return config.steps * seconds * (1 + 0.7 * (passes - 1)) / 60
 

@@ -114,12 +114,12 @@ def protocol(table: Table, results: Results, configs: pathlib.Path) -> str:
     return (
         f"Small scale, one CPU: `{config_of(base_cell(table)).policy.path}` trained by "
         f"`configs/ablation/{table.base}_base.yaml` and each row's overrides. Every method has the "
-        f"same search: three learning rates by seeds {_listed(SEARCH_SEEDS)} at half the length, "
-        f"scored on {table.validation:,} generated {table.chosen_by} validation examples, which "
-        "share no contents with the test. The choice is frozen before any fresh seed "
-        f"({FRESH_SEEDS[0]} to {FRESH_SEEDS[-1]}, or the first three of them) is run at full "
-        f"length. {equal} Made by `python scripts/ablation.py --table {table.name}`; the figures "
-        f"are in `ablation/{table.name}.json`."
+        f"same search: three learning rates by seeds {_listed(SEARCH_SEEDS)}, {table.search_steps} "
+        f"of {config_of(base_cell(table)).steps} steps, scored on {table.validation:,} generated "
+        f"{table.chosen_by} validation examples, which share no contents with the test. The choice "
+        f"is frozen before any fresh seed ({FRESH_SEEDS[0]} to {FRESH_SEEDS[-1]}, or the first "
+        f"three of them) is run at full length. {equal} Made by `python scripts/ablation.py "
+        f"--table {table.name}`; the figures are in `ablation/{table.name}.json`."
     )
 
 

@@ -199,7 +199,7 @@ QUESTIONS = Table(
         ),
     ),
     IN_AND_OUT,
-    search_steps=20,
+    search_steps=30,
     scored=("rollout.max_new_tokens=64",),
     curves=EFFECTIVE,
 )
@@ -232,7 +232,7 @@ CHAIN = Table(
         ),
     ),
     IN_AND_OUT,
-    search_steps=20,
+    search_steps=30,
     search_sft_steps=120,
     baseline="cot-prompting",
     scored=("rollout.max_new_tokens=64",),
