@@ -249,9 +249,10 @@ def test_a_failure_is_one_line_and_exit_code_2(recipes, tiny_checkpoint, capsys,
     before = sorted(recipes.glob("*"))
     argv = [str(tiny_checkpoint) if word == "CHECKPOINT" else word for word in argv]
     assert cli.main(argv) == 2
-    error = capsys.readouterr().err
+    # A machine under load tells how far reading the weights has come.
+    told = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
+    (error,) = [line for line in told if line and not line.startswith("MB read")]
     assert error.startswith(f"vrrl {argv[0]}: ") and words in error
-    assert len(error.strip().splitlines()) == 1
     assert sorted(recipes.glob("*")) == before  # nothing was begun
 
 

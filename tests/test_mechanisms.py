@@ -377,11 +377,6 @@ def test_rolled_in_prefixes_with_every_option(configure, speaking, weighed, tmp_
         assert episode.loss_mask[start:end].any() and episode.rewards["commit_em"] == 1
 
 
-def test_a_gate_that_nothing_passes_collects_nothing(configure, speaking, tmp_path):
-    metrics = played(configure(NAVIGATION, tmp_path / "shut", "steps=2", "roll_in.gate=[1.0, 2.0]"))
-    assert total(metrics, "count/prefixes_offered") == 0
-
-
 def test_ratio_is_one_at_learning_rate_zero(configure, speaking, tmp_path):
     """Whatever is masked, replayed and mixed: with unchanged parameters every ratio is 1."""
     config = configure(

@@ -73,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="benchmarks: go on where it stopped")
     sub.set_defaults(error=sub.error)
 
+    sub = command("plan", _plan, "memory a device and floors of a recipe's step, on paper")
+    sub.add_argument("config", help="a recipe of vrrl train; no weights are read, nothing is run")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as mesh.fsdp=8")
+    sub.add_argument("--device", action="append", metavar="NAME", help="H100, H200, v5e, v5p, v6e")
+    sub.add_argument("--model", metavar="FILE", help="a config.json in place of policy.path's")
+    sub.add_argument("--slots", type=int, help="of a row's cache, in place of the task's examples")
+    sub.add_argument("--patches", type=int, help="of a picture; goes with --slots")
+
     sub = command("generate", _generate, "answer a prompt about pictures")
     sub.add_argument("checkpoint", help="a Hugging Face directory, or nano")
     sub.add_argument("--prompt", metavar="TEXT", help="one question; with --image, about pictures")
@@ -193,6 +201,16 @@ def _eval(args) -> None:
         checkpoint = evaluate.load_recipe(pathlib.Path(config), args.overrides).policy.path
     _importable(config)
     evaluate.main(checkpoint, config, args.overrides, args.output)
+
+
+def _plan(args) -> None:
+    from vrrl_jax import planning
+    from vrrl_jax.config import TrainConfig, load
+
+    _importable(args.config)
+    config = load(args.config, args.overrides, TrainConfig)
+    options = {"model": args.model, "slots": args.slots, "patches": args.patches}
+    print(planning.main(config, args.device, **options))
 
 
 def _data_inspect(args) -> None:

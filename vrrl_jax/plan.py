@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from vrrl_jax import learn
+from vrrl_jax import learn, roofline
 from vrrl_jax.config import OptimizerConfig, TrainConfig
 from vrrl_jax.models import critic
 from vrrl_jax.models import policy as models
@@ -28,8 +28,8 @@ from vrrl_jax.parallel.mesh import AXES, row_axes, row_parts
 from vrrl_jax.parallel.rules import check_heads, param_shardings
 from vrrl_jax.rollout import episodes
 
-# Bytes of a device's memory, as it is sold.
-DEVICES = {"H100": 80e9, "H200": 141e9, "v5p": 95e9, "v6e": 32e9}
+# Bytes of a device's memory, as it is sold: those that hold a run of a published model.
+DEVICES = {name: roofline.CHIPS[name].memory for name in ("H100", "H200", "v5p", "v6e")}
 # Of that, what a program may use: the rest is the runtime's, and lost between allocations.
 USABLE = 0.9
 FLOAT32 = 4
@@ -95,8 +95,8 @@ class Memory:
         return self.resident + max(self.cache + self.rollout, self.gradients + self.update)
 
     def fits(self, device: str) -> bool:
-        """Whether the peak fits a device of `DEVICES`, with the runtime's share left free."""
-        return self.peak <= USABLE * DEVICES[device]
+        """Whether the peak fits one of `roofline.CHIPS`, with the runtime's share left free."""
+        return self.peak <= USABLE * roofline.CHIPS[device].memory
 
 
 def abstract_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
