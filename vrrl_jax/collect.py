@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from vrrl_jax.config import FilterConfig, ModesConfig, RollInConfig
 from vrrl_jax.data.mixture import Numbered
-from vrrl_jax.parallel.mesh import buffer_shardings, constrain_buffer
+from vrrl_jax.parallel.mesh import buffer_mesh, buffer_shardings, constrain_buffer
 from vrrl_jax.rl import mixing, prefix_buffer
 from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.types import Episode
@@ -82,11 +82,6 @@ def empty_prefixes(
     return jax.jit(empty, out_shardings=buffer_shardings(mesh, jax.eval_shape(empty)))()
 
 
-def _mesh_of(buffer: prefix_buffer.State) -> Mesh | None:
-    sharding = buffer.payload["tokens"].sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
-
-
 def prefix_of(episode: Episode, config: RollInConfig) -> dict[str, Any] | None:
     """The prefix that an episode leaves behind: all its replies but the clean commit.
 
@@ -151,7 +146,9 @@ def collect_prefixes(
     mask = np.arange(len(episodes)) < len(found)
     limit = config.max_per_question
     question, turns, right = metadata.values()
-    buffer = _add(buffer, payload, question, turns, right != 0, step, mask, limit, _mesh_of(buffer))
+    buffer = _add(
+        buffer, payload, question, turns, right != 0, step, mask, limit, buffer_mesh(buffer)
+    )
     return buffer, len(found)
 
 
@@ -214,7 +211,7 @@ def make_groups(
         prefix_key = key_for(key, PREFIX_KEY, step, attempt)
         least, ratio = roll_in.min_size, roll_in.wrong_ratio
         buffer, payload, ok, question, turns, right = _draw(
-            buffer, prefix_key, n, step, least, ratio, staleness, wanted, _mesh_of(buffer)
+            buffer, prefix_key, n, step, least, ratio, staleness, wanted, buffer_mesh(buffer)
         )
         payload, ok, question, turns, right = jax.device_get((payload, ok, question, turns, right))
         for i in np.flatnonzero(ok):

@@ -223,9 +223,8 @@ class TrainConfig:
             "rethinking.preset",
             f"must be off: episodes of {turns} turns are rethought by their environment",
         )
-        again = self.prefix_mask.probability > 0 and self.prefix_mask.continuation == "regenerate"
         require(
-            not again or self.modes.roll_in == 0,
+            not self.prefix_mask.regenerates or self.modes.roll_in == 0,
             "prefix_mask.continuation",
             "can't be regenerate with modes.roll_in: a prefix is either rolled in or masked",
         )

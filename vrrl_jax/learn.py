@@ -120,7 +120,7 @@ def labelled(
     """Fresh episodes with their masks, old log-probabilities, advantages and returns."""
     config, algorithm, n = run.config, run.config.algorithm, len(played)
     padded, actor, unscored, metrics = masked(run, played, step)
-    hidden = padded.hidden if hides(config) else None
+    hidden = padded.hidden if config.prefix_mask.hides else None
     scored = {}
     if run.policy.value_head or algorithm.importance != "behaviour" or unscored.any():
         scored = score(run, params, whole, padded.loss_mask, hidden)
@@ -173,7 +173,7 @@ def masked(
     actor = label.turn_masked(key_for(run.key, MASK_KEY, step), played, padded, config.rtm)
     metrics = {"count/rtm_masked_tokens": float(padded.loss_mask.sum() - actor.sum())}
     unscored = np.isnan(padded.logprobs)
-    if config.prefix_mask.probability > 0 and config.prefix_mask.continuation == "in_place":
+    if config.prefix_mask.in_place:
         key = key_for(run.key, PREFIX_MASK_KEY, step)
         drawn = label.prefix_masked(key, padded, config.prefix_mask)
         padded = dataclasses.replace(padded, hidden=padded.hidden | drawn.state_mask)
@@ -240,11 +240,6 @@ def paid(
     return rewards, extra, metrics
 
 
-def hides(config: TrainConfig) -> bool:
-    """Whether some inputs may be hidden from the policy."""
-    return config.prefix_mask.probability > 0 and config.prefix_mask.what != "loss"
-
-
 def rethought(
     config: TrainConfig, played: list[Episode], padded: label.Padded, advantage: np.ndarray
 ) -> np.ndarray:
@@ -278,7 +273,7 @@ def relabelled(run: Run, params: Params, stored: Samples) -> tuple[Samples, dict
     widen = lambda a: np.pad(a, ((0, rows - n), (0, 0)))
     padded = label.pad(stored.episodes, rows, run.shapes.slots)
     whole = packing.pack(run.policy, stored.episodes, list(range(n)), run.packed)
-    hidden = padded.hidden if hides(run.config) else None
+    hidden = padded.hidden if run.config.prefix_mask.hides else None
     scored = score(run, params, whole, padded.loss_mask, hidden)
     fields, metrics = dict(stored.fields), {}
     if critic:

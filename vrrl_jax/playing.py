@@ -111,7 +111,6 @@ def plan_shapes(
     probes: list[tuple[Any, str]],
 ) -> episodes.Shapes:
     """Shapes that hold the episodes of every stage; see `episodes.plan_shapes`."""
-    again = config.prefix_mask.probability > 0 and config.prefix_mask.continuation == "regenerate"
     planned = [
         episodes.plan_shapes(
             policy,
@@ -119,7 +118,7 @@ def plan_shapes(
             stage.environment,
             probes,
             settings_of(config),
-            roll_in=config.modes.roll_in > 0 or again,
+            roll_in=config.modes.roll_in > 0 or config.prefix_mask.regenerates,
             rethink=stage.rethink,
         )
         for stage in stages
@@ -160,7 +159,7 @@ def play(
     )
     figures["count/replayed_commits"] = sum(group.commit is not None for group in groups)
     masked = game.config.prefix_mask
-    if masked.probability > 0 and masked.continuation == "regenerate":
+    if masked.regenerates:
         padded = label.pad(played, len(played), game.shapes.slots)
         drawn = label.prefix_masked(
             key_for(game.key, PREFIX_MASK_KEY, step, attempt), padded, masked

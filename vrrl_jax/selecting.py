@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from vrrl_jax import trajectories
 from vrrl_jax.collect import SELECT_KEY, key_for
 from vrrl_jax.config import ReplayConfig, TrainConfig
-from vrrl_jax.parallel.mesh import constrain_buffer, row_parts
+from vrrl_jax.parallel.mesh import buffer_mesh, constrain_buffer, row_parts
 from vrrl_jax.rl import replay, selection
 from vrrl_jax.types import Episode
 
@@ -69,7 +69,7 @@ class Choice(NamedTuple):
 def field_names(config: TrainConfig) -> tuple[str, ...]:
     """The fields of a run's samples, hence of its ring."""
     algorithm, names = config.algorithm, ["loss_mask", "actor", "logprobs", "advantages"]
-    if config.prefix_mask.probability > 0 and config.prefix_mask.what != "loss":
+    if config.prefix_mask.hides:
         names += ["hidden"]
     if algorithm.kl_coefficient and algorithm.kl_in == "loss":
         names += ["ref_logprobs"]
@@ -134,7 +134,11 @@ def choose(
     stored = _stored(list(found.values()), fresh, recall)
     total = np.sum(steps, axis=0)
     advantage = np.concatenate([fresh.advantage, stored.advantage])
-    metrics["effective_batch"] = float(selection.effective_batch(advantage, total))
+    # A multiple of a rollout's rows: few shapes, few programs.
+    rest = (0, -len(total) % rows)
+    metrics["effective_batch"] = float(
+        _effective_batch(np.pad(advantage, rest), np.pad(total, rest))
+    )
     metrics["count/replayed"] = int(total[n:].sum())
     if found:
         ages = [step - int(row["step"]) for row in found.values()]
@@ -192,22 +196,23 @@ def _remembered(config, fresh, memory, step, rows, metrics) -> replay.State | No
         return None
     lifetime, n = config.replay.rollouts(), len(fresh.episodes)
     if lifetime is not None:
-        memory = _expire(memory, step - lifetime, _mesh_of(memory))
+        memory = _expire(memory, step - lifetime, buffer_mesh(memory))
     # A sample without a signal is never drawn by its advantage; evenly drawn ones may be any.
-    wanted = np.zeros(rows, bool)
-    wanted[:n] = True if config.replay.method == "mix" else fresh.advantage != 0
+    mixes = config.replay.method == "mix"
+    kept = np.arange(n) if mixes else np.flatnonzero(fresh.advantage)
     batch = trajectories.rows(
-        fresh.episodes,
-        fresh.fields,
+        [fresh.episodes[i] for i in kept],
+        {name: values[kept] for name, values in fresh.fields.items()},
         memory.payload["tokens"].shape[1],
         memory.payload["spans"].shape[1],
-        advantage=fresh.advantage,
-        serials=step * rows + np.arange(n),
+        advantage=fresh.advantage[kept],
+        serials=step * rows + kept,
         step=step,
         count=rows,
     )
+    wanted = np.arange(rows) < len(kept)
     memory = trajectories.add(memory, batch, wanted, np.abs(batch["advantage"]))
-    metrics["count/remembered"] = int(wanted.sum())
+    metrics["count/remembered"] = len(kept)
     held = np.asarray(memory.priority)[: int(memory.size)]
     metrics["replay_size"] = int(np.isfinite(held).sum())  # those past their lifetime aren't
     return memory
@@ -221,11 +226,6 @@ def _draw(memory, key, n, replacement, exponent, offset=0.0) -> list[dict[str, A
     return [jax.tree.map(lambda a, i=i: a[i], rows) for i in np.flatnonzero(ok)]
 
 
-def _mesh_of(memory: replay.State) -> Mesh | None:
-    sharding = memory.payload["step"].sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
-
-
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=2)
 def _expire(memory: replay.State, last: int, mesh: Mesh | None) -> replay.State:
     """Samples of step `last` and before are never drawn again: their priority isn't a number."""
@@ -236,6 +236,7 @@ def _expire(memory: replay.State, last: int, mesh: Mesh | None) -> replay.State:
 
 _clear = jax.jit(replay.clear, donate_argnums=0)
 _filtered = jax.jit(selection.filtered)
+_effective_batch = jax.jit(selection.effective_batch)
 _code_split = jax.jit(selection.code_split, static_argnums=2)
 
 

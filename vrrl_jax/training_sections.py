@@ -193,6 +193,21 @@ class PrefixMaskConfig:
         again = self.continuation == "regenerate"
         require(not again or self.what == "both", "continuation", "needs what=both")
 
+    @property
+    def hides(self) -> bool:
+        """Whether some inputs may be hidden from the policy."""
+        return self.probability > 0 and self.what != "loss"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether masked episodes stay as they were sampled."""
+        return self.probability > 0 and self.continuation == "in_place"
+
+    @property
+    def regenerates(self) -> bool:
+        """Whether what follows a masked prefix is sampled again."""
+        return self.probability > 0 and self.continuation == "regenerate"
+
 
 @section
 class ReplayConfig:

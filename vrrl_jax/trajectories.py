@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from vrrl_jax.parallel.mesh import buffer_shardings, constrain_buffer, replicated
+from vrrl_jax.parallel.mesh import buffer_mesh, buffer_shardings, constrain_buffer, replicated
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.processing.processor import decode as decode_text
@@ -186,7 +186,7 @@ def add(state: replay.State, batch: Tree, mask: Array, priority: Array) -> repla
       ValueError: `batch` doesn't fit the ring.
     """
     mask, priority = np.asarray(mask) != 0, np.asarray(priority, np.float32)
-    return _add(state, batch, mask, priority, _mesh_of(state))
+    return _add(state, batch, mask, priority, buffer_mesh(state))
 
 
 def draw(
@@ -214,12 +214,7 @@ def draw(
       False nothing was left to draw and the row means nothing. Rows with `ok` come first.
     """
     exponent, offset = np.float32(exponent), np.float32(offset)
-    return jax.device_get(_draw(state, key, n, replacement, exponent, offset, _mesh_of(state)))
-
-
-def _mesh_of(state: replay.State) -> Mesh | None:
-    sharding = state.payload["tokens"].sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return jax.device_get(_draw(state, key, n, replacement, exponent, offset, buffer_mesh(state)))
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)

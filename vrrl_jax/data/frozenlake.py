@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
+from vrrl_jax.data.grids import Grid
 
 ACTIONS = ("left", "down", "right", "up")  # Gymnasium's order, 0 to 3
 _MOVES = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Map:
+class Map(Grid):
     """A square map. Cells are counted row by row from 0.
 
     Attributes:
@@ -65,36 +64,13 @@ class Map:
         return "".join(self.layout)
 
     @functools.cached_property
-    def key(self) -> str:
-        """SHA-1 of the layout: start and goal are part of it."""
-        return hashlib.sha1("/".join(self.layout).encode()).hexdigest()
-
-    @functools.cached_property
-    def distances(self) -> np.ndarray:
-        """int32 [size * size], steps to the goal by the shortest way; -1 for holes and islands."""
-        n, cells = self.size, self.cells
-        out = np.full(n * n, -1, np.int32)
-        out[self.target] = 0
-        frontier = [self.target]
-        while frontier:
-            reached = []
-            for cell in frontier:
-                for near in neighbours(n)[cell].values():
-                    if out[near] < 0 and cells[near] != "H":
-                        out[near] = out[cell] + 1
-                        reached.append(near)
-            frontier = reached
-        out.setflags(write=False)
-        return out
-
-    @property
-    def shortest(self) -> int:
-        """Length of a shortest path; -1 where there is none."""
-        return int(self.distances[self.start])
-
-    @property
-    def solvable(self) -> bool:
-        return self.shortest > 0
+    def passages(self) -> tuple[dict[str, int], ...]:
+        """For every cell: action -> the cell it leads to; off the grid and into holes left out."""
+        cells = self.cells
+        return tuple(
+            {action: near for action, near in beside.items() if cells[near] != "H"}
+            for beside in neighbours(self.size)
+        )
 
     def move(self, cell: int, action: str) -> tuple[int, bool]:
         """(the cell after a step, whether it was legal).
@@ -107,15 +83,6 @@ class Map:
                 raise ValueError(f"unknown action {action!r}: expected one of {ACTIONS}")
             return cell, False
         return after, self.cells[after] != "H"
-
-    def optimal_actions(self, cell: int) -> tuple[str, ...]:
-        """The actions that bring `cell` one step nearer to the goal, in the order of ACTIONS."""
-        distance = self.distances[cell]
-        return tuple(
-            action
-            for action, near in neighbours(self.size)[cell].items()
-            if distance > 0 and self.distances[near] == distance - 1
-        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import random
 from collections.abc import Sequence, Set
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-
 from vrrl_jax.data.frozenlake import ACTIONS, neighbours
+from vrrl_jax.data.grids import Grid
 from vrrl_jax.data.maze_algorithms import ALGORITHMS, IN_DOMAIN, Side
 from vrrl_jax.render.mazes import STYLES, Style
 
@@ -26,7 +24,7 @@ LARGEST = 5  # the greatest size that is not held out
 
 
 @dataclasses.dataclass(frozen=True)
-class Maze:
+class Maze(Grid):
     """A square maze. Cells are counted row by row from 0.
 
     Attributes:
@@ -89,11 +87,6 @@ class Maze:
         return self.cells.index("E")
 
     @functools.cached_property
-    def key(self) -> str:
-        """SHA-1 of the layout: start and end are part of it."""
-        return hashlib.sha1("/".join(self.layout).encode()).hexdigest()
-
-    @functools.cached_property
     def passages(self) -> tuple[dict[str, int], ...]:
         """For every cell: action -> the cell it leads to, steps into walls left out."""
         rows, n = self.layout, self.size
@@ -107,30 +100,6 @@ class Maze:
             for cell, beside in enumerate(neighbours(n))
         )
 
-    @functools.cached_property
-    def distances(self) -> np.ndarray:
-        """int32 [size * size], steps to the end by the shortest way; -1 where there is none."""
-        out = [-1] * self.size**2
-        out[self.target] = 0
-        frontier = [self.target]
-        for cell in frontier:  # grows as it is read
-            for near in self.passages[cell].values():
-                if out[near] < 0:
-                    out[near] = out[cell] + 1
-                    frontier.append(near)
-        distances = np.array(out, np.int32)
-        distances.setflags(write=False)
-        return distances
-
-    @property
-    def shortest(self) -> int:
-        """Length of a shortest path; -1 where there is none."""
-        return int(self.distances[self.start])
-
-    @property
-    def solvable(self) -> bool:
-        return self.shortest > 0
-
     def move(self, cell: int, action: str) -> tuple[int, bool]:
         """(the cell after a step, whether it was legal). Into a wall: stays, illegal."""
         after = self.passages[cell].get(action)
@@ -139,15 +108,6 @@ class Maze:
                 raise ValueError(f"unknown action {action!r}: expected one of {ACTIONS}")
             return cell, False
         return after, True
-
-    def optimal_actions(self, cell: int) -> tuple[str, ...]:
-        """The actions that bring `cell` one step nearer to the end, in the order of ACTIONS."""
-        distance = self.distances[cell]
-        return tuple(
-            action
-            for action, near in self.passages[cell].items()
-            if distance > 0 and self.distances[near] == distance - 1
-        )
 
     def trail(self, actions: Sequence[str]) -> tuple[tuple[int, int], ...]:
         """(row, column) of the blocks that a path from the start covers, in order.

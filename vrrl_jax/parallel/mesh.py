@@ -122,6 +122,12 @@ def buffer_shardings(mesh: Mesh, buffer: Any) -> Any:
     return others._replace(payload=jax.tree.map(lambda _: rows, buffer.payload))
 
 
+def buffer_mesh(buffer: Any) -> Mesh | None:
+    """The mesh that a buffer's payload lies on, None for one device."""
+    sharding = jax.tree.leaves(buffer.payload)[0].sharding
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
 def constrain_buffer(mesh: Mesh | None, buffer: Any) -> Any:
     """Keeps a buffer in its layout inside a program; without a mesh as it is."""
     if mesh is None:
