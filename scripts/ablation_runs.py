@@ -23,8 +23,8 @@ from ablation_tables import BASE, CONFIGS, FRESH_SEEDS, ROOT, SEARCH_SEEDS, Row,
 from vrrl_jax.config import SftConfig, TrainConfig, load, of_task
 from vrrl_jax.strict_yaml import ConfigError
 
-# What changes neither a run's policy nor its figures.
-HOUSEKEEPING = ("run_dir", "checkpoint", "log", "eval", "mesh")
+# What changes neither a run's policy nor its figures; `update` says how rows are packed.
+HOUSEKEEPING = ("run_dir", "checkpoint", "log", "eval", "mesh", "update")
 QUIET = 180.0  # seconds; a directory without a process of ours that changed since is in use
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",

@@ -288,6 +288,59 @@ def test_segments_separate_everything(place):
     assert (rows.pictures.source[0, ~real] == -1).all()
 
 
+def test_families_share_what_they_begin_with():
+    """Followed back from its last token, each sequence is whole, whoever else uses its tokens."""
+    rng = np.random.default_rng(3)
+    head = sequence([2, (1, 4, 2), 1], WHOLE, rng)
+    tails = [sequence(parts, WHOLE, rng) for parts in ([3], [5, (1, 2, 2), 1], [4], [2])]
+    joined = [
+        Sequence(
+            np.concatenate([head.tokens, tail.tokens]),
+            (*head.pictures, *tail.pictures),
+            {k: np.concatenate([v, tail.fields[k]]) for k, v in head.fields.items()},
+        )
+        for tail in tails
+    ]
+    lone = sequence([4, (1, 2, 4), 2], WHOLE, rng)
+    given = [*joined[:2], lone, *joined[2:]]
+    families = [layout.Family((0, 1, 3, 4), head.tokens.size, 1), layout.Family((2,))]
+    own = [s.tokens.size - head.tokens.size for s in (given[0], given[1], given[3], given[4])]
+    # Room for the family in one row; for two of it in the first and the rest elsewhere.
+    for tokens in (head.tokens.size + sum(own), head.tokens.size + own[1] + own[2]):
+        shape = PackShape(3, tokens, 2, 16)
+        rows, fields = layout.pack(given, WHOLE, shape, families=families)
+        homes = [
+            int(np.flatnonzero((rows.segments > 0).any(1) & (fields["sequence"] == i).any(1))[0])
+            for i in range(5)
+        ]
+        copies = len({homes[i] for i in (0, 1, 3, 4)})
+        assert copies == (1 if tokens > 20 else 2)
+        assert (rows.segments > 0).sum() == lone.tokens.size + copies * head.tokens.size + sum(own)
+        for i, wanted in enumerate(given):
+            r = homes[i]
+            at = int(np.flatnonzero(fields["sequence"][r] == i)[-1])
+            chain = [at]
+            for _ in range(wanted.tokens.size - 1):
+                chain.append(int(rows.shared.before[r, chain[-1]]))
+            chain = chain[::-1]
+            np.testing.assert_array_equal(rows.tokens[r, chain], wanted.tokens)
+            grids = [p.grid for p in wanted.pictures]
+            np.testing.assert_array_equal(
+                rows.positions[:, r, chain], layout.positions(wanted.tokens, grids, WHOLE)[0]
+            )
+            patches = rows.pictures.patches[r].reshape(-1, 4, rows.pictures.patches.shape[-1])
+            shown = rows.pictures.source[r, chain]
+            np.testing.assert_array_equal(
+                np.concatenate(patches[shown[shown >= 0]]),
+                np.concatenate([p.patches for p in wanted.pictures]),
+            )
+            seen = {int(s) for s in rows.segments[r, chain]}
+            parents = {int(p) for p in rows.shared.parents[r, chain]} - {0}
+            assert len(seen) == (1 if i == 2 else 2) and parents == (
+                set() if i == 2 else {min(seen)}
+            )
+
+
 def test_assignment_is_respected_and_may_leave_out():
     given = sequences(WINDOWS)
     rows, fields = layout.pack(given, WINDOWS, PackShape(3, 40, 2, 64), [2, 0, 0, -1, 2, 1])

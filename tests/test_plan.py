@@ -186,7 +186,8 @@ def test_the_shapes_of_a_recipe(tiny_processor):
     assert work.batch_tokens == work.slots == shapes.slots > 256
     assert (work.rows, work.batch_rows) == (8, 4)
     assert work.chunk >= max(shapes.prompt, shapes.follow)
-    assert work.batch_pictures * shapes.prompt >= work.batch_tokens
+    # A picture for each prompt and reply that it has room for.
+    assert work.batch_pictures * (shapes.prompt + 8) >= work.batch_tokens
 
 
 # --- estimates -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """From episodes to an optimizer step: labels, packing, the accumulated gradient, the optimizer."""
 
+import collections
 import dataclasses
 import functools
 
@@ -22,7 +23,7 @@ from vrrl_jax.models.lora import join_params, split_params
 from vrrl_jax.parallel.rules import path_name
 from vrrl_jax.processing import encode
 from vrrl_jax.rl import update
-from vrrl_jax.types import Episode
+from vrrl_jax.types import Episode, Picture
 
 SLOTS, TURNS, ROWS = 128, 3, 8
 OBJECTIVE = update.Objective(
@@ -38,6 +39,7 @@ OBJECTIVE = update.Objective(
 WIDE = PackShape(rows=6, tokens=SLOTS, slots=TURNS, patches=64)  # one episode a row
 SPLIT = dataclasses.replace(WIDE, rows=2)  # three microbatches
 DENSE = PackShape(rows=2, tokens=3 * SLOTS, slots=3 * TURNS, patches=64)  # three episodes a row
+PAIRS = PackShape(rows=4, tokens=2 * SLOTS, slots=2 * TURNS, patches=64)  # a group a row, one left
 
 
 def episode(processor, rng, map, group, sample, mode="normal", turns=TURNS) -> Episode:
@@ -135,8 +137,9 @@ def programs(actor):
 @pytest.fixture(scope="module")
 def gradient(actor, played, fields, programs):
     @functools.cache
-    def gradient(shape):
-        whole = packing.pack(actor[0], played, list(range(len(played))), shape)
+    def gradient(shape, share=False):
+        whole = packing.pack(actor[0], played, list(range(len(played))), shape, share)
+        assert (whole.spared > 0) == (share and shape is not WIDE)
         grads, totals = programs.zeros(actor[1]), {}
         batches = packing.microbatches(actor[0], whole, fields)
         for batch in batches:
@@ -150,11 +153,15 @@ def gradient(actor, played, fields, programs):
 # --- accumulation and packing --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "count"), [(SPLIT, 3), (DENSE, 1)])
-def test_microbatches_and_packing_change_nothing(gradient, shape, count):
-    """Accumulated over microbatches, or packed: the gradient of one batch, an episode a row."""
+@pytest.mark.parametrize(
+    ("shape", "share", "count"),
+    [(SPLIT, False, 3), (DENSE, False, 1), (PAIRS, True, 1), (DENSE, True, 1), (WIDE, True, 1)],
+)
+def test_microbatches_and_packing_change_nothing(gradient, shape, share, count):
+    """Accumulated over microbatches, packed, or with a question's opening turn and its picture
+    computed once for all its episodes: the gradient of one batch, an episode a row."""
     one, wanted, wanted_metrics = gradient(WIDE)
-    parts, grads, metrics = gradient(shape)
+    parts, grads, metrics = gradient(shape, share)
     assert (one, parts) == (1, count)
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted))
     for (path, a), b in zip(
@@ -530,16 +537,111 @@ def test_scatter_undoes_gather(tiny, played, padded, shape):
     whole = packing.pack(tiny[0], played, [4, 0, 2, 5], shape)
     values = np.random.default_rng(0).normal(size=padded.loss_mask.shape).astype(np.float32)
     packed = packing.gather(whole, values)
-    back = packing.scatter(whole, list(packed), values)
+    back = packing.scatter(whole, packed, values)
     for b in range(ROWS):
         n = played[b].tokens.size if b in (0, 2, 4, 5) else 0
         assert (back[b, :n] == values[b, :n]).all() and not back[b, n:].any()
-    assert (packed != 0).sum() == sum(played[b].tokens.size for b in (0, 2, 4, 5))
+    assert sum((p != 0).sum() for p in packed) == sum(played[b].tokens.size for b in (0, 2, 4, 5))
     # The tokens that the model sees are the episodes' own.
     tokens = packing.scatter(whole, [np.asarray(r.tokens) for r in whole.rows], values)
     for b in (0, 2, 4, 5):
         assert (tokens[b, : played[b].tokens.size] == played[b].tokens).all()
     assert 0 < whole.occupancy <= 1
+
+
+def test_padding_rows_are_left_out(tiny, played):
+    rows = lambda indices: packing.pack(tiny[0], played, indices, PAIRS).rows[0].tokens.shape[0]
+    assert (rows([0]), rows([0, 1, 2, 3]), rows([0, 1, 2, 3, 4])) == (1, 2, 4)
+    three = dataclasses.replace(PAIRS, rows=3)  # which has no half
+    assert packing.pack(tiny[0], played, [0], three).rows[0].tokens.shape[0] == 3
+
+
+def test_shared_tokens_are_scored_like_one_s_own(actor, played, padded):
+    whole = packing.pack(actor[0], played, list(range(len(played))), PAIRS, True)
+    out = [_score(*actor, rows, OBJECTIVE.temperature) for rows in whole.rows]
+    wanted = scores(actor, played, padded)
+    for name in ("logprobs", "values"):
+        ours = packing.scatter(whole, [np.asarray(o[name]) for o in out], padded.loss_mask)
+        np.testing.assert_allclose(
+            ours * padded.loss_mask, wanted[name] * padded.loss_mask, atol=3e-5
+        )
+    sizes = [e.tokens.size for e in played]
+    opening = np.flatnonzero(played[0].tokens != played[1].tokens)[0]
+    assert whole.spared == pytest.approx(3 * opening / sum(sizes))
+    # The first picture of each question stands once: 5 of 6 pictures of a row.
+    shown = [len({*np.unique(r)} - {0}) for r in np.asarray(whole.rows[0].pictures.segments)]
+    assert sum(shown[:3]) <= 3 * (2 * TURNS - 1)
+
+
+def beginning(sequences, grids, image):
+    """(tokens, pictures) that are alike, token by token, of (tokens, mask, pictures) each."""
+    size, pictures, left = 0, 0, 0
+    while True:
+        at = [(t[size], m[size]) for t, m, _ in sequences if len(t) > size + 1]
+        if len(at) < len(sequences) or len({t for t, _ in at}) > 1 or any(m for _, m in at):
+            break
+        if at[0][0] == image and not left:
+            same = {
+                p[pictures].tobytes() if len(p) > pictures else i
+                for i, (_, _, p) in enumerate(sequences)
+            }
+            if len(same) > 1:
+                return size, pictures
+            left, pictures, start = grids[pictures], pictures + 1, size
+        left -= at[0][0] == image
+        size += 1
+    return (start, pictures - 1) if left else (size, pictures)
+
+
+def test_beginnings_end_where_a_loop_says(tiny, played):
+    """Random chats that part at random places, in pictures too."""
+    place, rng = tiny[0].config.layout, np.random.default_rng(0)
+    found = collections.Counter()
+    for _ in range(300):
+        units = rng.integers(1, 4, 3).tolist()
+        whole = [np.arange(3, 3 + rng.integers(0, 3))]
+        for n in units:
+            whole += [np.full(n, place.image_id), np.arange(3, 3 + rng.integers(1, 3))]
+        whole = np.concatenate(whole)
+        shown = [rng.integers(0, 255, (n * place.merge**2, 2)).astype(np.uint8) for n in units]
+        chats = []
+        for _ in range(rng.integers(2, 4)):
+            tokens, pictures = whole.copy(), list(shown)
+            mask = np.zeros(tokens.size, np.float32)
+            if rng.random() < 0.3:
+                mask[rng.integers(tokens.size // 2, tokens.size)] = 1
+            if rng.random() < 0.2:
+                part = rng.integers(0, tokens.size)
+                if tokens[part] != place.image_id:
+                    tokens[part] = 99
+            if rng.random() < 0.2:
+                which = rng.integers(len(units))
+                pictures[which] = pictures[which] + 1
+            stop = rng.integers(tokens.size // 2, 2 * tokens.size)
+            while stop < tokens.size and tokens[stop] == tokens[stop - 1] == place.image_id:
+                stop += 1
+            kept = np.sum(np.cumsum(units) <= (tokens[:stop] == place.image_id).sum())
+            chats.append((tokens[:stop], mask[:stop], pictures[:kept]))
+        wanted = beginning(chats, units, place.image_id)
+        grid = lambda p: (1, place.merge, len(p) // place.merge)
+        made = [
+            dataclasses.replace(
+                played[0], tokens=t, loss_mask=m, pictures=tuple(Picture(p, grid(p)) for p in ps)
+            )
+            for t, m, ps in chats
+        ]
+        (family,) = packing.shared_beginnings(made, place)
+        assert (family.tokens, family.pictures) == wanted
+        found[wanted[1]] += 1
+    assert min(found[k] for k in range(4)) > 10
+
+
+def test_what_is_hidden_from_one_episode_is_not_shared(played, tiny):
+    place = tiny[0].config.layout
+    hidden = dataclasses.replace(played[1], hidden=np.ones(played[1].tokens.size, bool))
+    families = packing.shared_beginnings([played[0], hidden, *played[2:]], place)
+    assert sorted(f.members for f in families) == [(0,), (1,), (2, 3), (4, 5)]
+    assert [f.tokens > 0 for f in sorted(families)] == [False, False, True, True]
 
 
 def test_an_episode_that_fits_no_row_is_an_error(tiny, played):

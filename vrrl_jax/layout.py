@@ -10,10 +10,11 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 
-from vrrl_jax.types import Picture, Pictures, Rows, Sequence
+from vrrl_jax.types import Picture, Pictures, Rows, Sequence, Shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,33 +234,83 @@ def pack_pictures(
     return data, coords, segments, sources
 
 
-def assign_rows(sequences: Seq[Sequence], layout: PictureLayout, shape: PackShape) -> list[int]:
-    """First-fit-decreasing assignment of sequences to rows; -1 where one found no room."""
+class Family(NamedTuple):
+    """Sequences that begin alike: in a row, what they share stands once.
+
+    Attributes:
+      members: indices of the sequences.
+      tokens: how many first tokens they share, fewer than any of them has.
+      pictures: how many first pictures they share; all of their tokens are among those.
+    """
+
+    members: tuple[int, ...]
+    tokens: int = 0
+    pictures: int = 0
+
+
+def assign_rows(
+    sequences: Seq[Sequence],
+    layout: PictureLayout,
+    shape: PackShape,
+    families: Seq[Family] | None = None,
+) -> list[int]:
+    """First-fit-decreasing assignment of sequences to rows; -1 where one found no room.
+
+    A member of a family goes where the family is, else where the rest of it fits, else where
+    there is room for it. By default there are no families.
+    """
     tokens_left = [shape.tokens] * shape.rows
     slots_left = [[shape.patches] * shape.slots for _ in range(shape.rows)]
     assignment = [-1] * len(sequences)
-    for i in _longest_first(sequences):
-        sequence = sequences[i]
-        needs = [slot_patches(p.grid, layout) for p in sequence.pictures]
-        for r in range(shape.rows):
-            if tokens_left[r] < sequence.tokens.size:
-                continue
-            trial = list(slots_left[r])
-            for need in needs:
-                k = next((k for k, left in enumerate(trial) if left >= need), None)
-                if k is None:
-                    break
-                trial[k] -= need
-            else:
-                tokens_left[r] -= sequence.tokens.size
-                slots_left[r] = trial
+    needs = [[slot_patches(p.grid, layout) for p in s.pictures] for s in sequences]
+    for family, members in _in_order(sequences, families):
+        rest = _room(sequences, family, members)
+        home: list[int] = []  # the rows that the family is in
+        for i in members:
+            size = sequences[i].tokens.size
+            own = size - family.tokens
+            roomy = [r for r in range(shape.rows) if tokens_left[r] >= rest]
+            for r in dict.fromkeys([*home, *roomy, *range(shape.rows)]):
+                here = r in home
+                if tokens_left[r] < (own if here else size):
+                    continue
+                left = _fit(slots_left[r], needs[i][family.pictures if here else 0 :])
+                if left is None:
+                    continue
+                tokens_left[r] -= own if here else size
+                slots_left[r] = left
                 assignment[i] = r
+                home += [] if here else [r]
                 break
+            rest -= own
     return assignment
 
 
-def _longest_first(sequences: Seq[Sequence]) -> list[int]:
-    return sorted(range(len(sequences)), key=lambda i: -sequences[i].tokens.size)
+def _in_order(
+    sequences: Seq[Sequence], families: Seq[Family] | None
+) -> list[tuple[Family, list[int]]]:
+    """Families, the largest first, and their members, the longest first."""
+    if families is None:
+        families = [Family((i,)) for i in range(len(sequences))]
+    longest = lambda members: sorted(members, key=lambda i: -sequences[i].tokens.size)
+    pairs = [(family, longest(family.members)) for family in families]
+    return sorted(pairs, key=lambda pair: -_room(sequences, *pair))
+
+
+def _room(sequences: Seq[Sequence], family: Family, members: Seq[int]) -> int:
+    """Tokens that members of a family take in a row of their own."""
+    return family.tokens + sum(sequences[i].tokens.size - family.tokens for i in members)
+
+
+def _fit(slots: list[int], needs: Seq[int]) -> list[int] | None:
+    """What is left of slots that pictures went into, first fit; None where one didn't fit."""
+    slots = list(slots)
+    for need in needs:
+        k = next((k for k, left in enumerate(slots) if left >= need), None)
+        if k is None:
+            return None
+        slots[k] -= need
+    return slots
 
 
 def pack(
@@ -267,6 +318,7 @@ def pack(
     layout: PictureLayout,
     shape: PackShape,
     assignment: Seq[int] | None = None,
+    families: Seq[Family] | None = None,
 ) -> tuple[Rows, dict[str, np.ndarray]]:
     """Sequences into rows with segment ids, their fields beside them.
 
@@ -275,6 +327,8 @@ def pack(
       layout: the tower's layout.
       shape: rows, tokens, slots and patches of the result.
       assignment: the row of each sequence (`assign_rows` by default); -1 leaves it out.
+      families: who shares a beginning, each sequence in one of them; None: nobody, and the rows
+        have no `shared`. A shared beginning's fields are those of its row's first member.
 
     Returns:
       (Rows, fields): every field [R, T, ...], zero in padding, plus "sequence" int32 [R, T]: the
@@ -284,44 +338,84 @@ def pack(
       ValueError: a sequence found no room (with the default assignment) or a row overflows.
     """
     if assignment is None:
-        assignment = assign_rows(sequences, layout, shape)
+        assignment = assign_rows(sequences, layout, shape, families)
         if -1 in assignment:
             lost = [i for i, r in enumerate(assignment) if r < 0]
             raise ValueError(f"{len(lost)} of {len(sequences)} sequences don't fit into {shape}")
-    tokens = np.zeros((shape.rows, shape.tokens), np.int32)
-    position = np.zeros((3, shape.rows, shape.tokens), np.int32)
-    segments = np.zeros((shape.rows, shape.tokens), np.int32)
-    source = np.full((shape.rows, shape.tokens), -1, np.int32)
-    members: list[list[int]] = [[] for _ in range(shape.rows)]
     # In the order in which room was found for them: first fit of pictures depends on it.
-    for i in _longest_first(sequences):
-        if assignment[i] >= 0:
-            members[assignment[i]].append(i)
-    fields = {"sequence": np.full((shape.rows, shape.tokens), -1, np.int32)}
-    for name, value in (sequences[0].fields if sequences else {}).items():
-        fields[name] = np.zeros((shape.rows, shape.tokens, *value.shape[1:]), value.dtype)
-
-    pictures = [[p for i in row for p in sequences[i].pictures] for row in members]
+    rows: list[list[_Piece]] = [[] for _ in range(shape.rows)]
+    for family, members in _in_order(sequences, families):
+        for i in members:
+            if assignment[i] >= 0:
+                _place(rows[assignment[i]], sequences[i], i, family)
+    pictures = [[p for piece in row for p in piece.pictures(sequences)] for row in rows]
     data, coords, picture_segments, sources = pack_pictures(
         pictures, layout, shape.slots, shape.patches, shape.features
     )
-    for r, row in enumerate(members):
-        at, unit_runs = 0, iter(sources[r])
-        for s, i in enumerate(row):
-            sequence = sequences[i]
-            here = slice(at, at + sequence.tokens.size)
+    tokens = np.zeros((shape.rows, shape.tokens), np.int32)
+    position = np.zeros((3, shape.rows, shape.tokens), np.int32)
+    segments, parents = np.zeros_like(tokens), np.zeros_like(tokens)
+    before = np.broadcast_to(
+        np.maximum(np.arange(shape.tokens, dtype=np.int32) - 1, 0), tokens.shape
+    )
+    before = before.copy()
+    source = np.full_like(tokens, -1)
+    fields = {"sequence": np.full_like(tokens, -1)}
+    for name, value in (sequences[0].fields if sequences else {}).items():
+        fields[name] = np.zeros((*tokens.shape, *value.shape[1:]), value.dtype)
+    for r, row in enumerate(rows):
+        runs = iter(sources[r])
+        for segment, piece in enumerate(row, 1):
+            sequence, start, stop = sequences[piece.sequence], piece.start, piece.stop
+            here = slice(piece.at, piece.at + stop - start)
             if here.stop > shape.tokens:
                 raise ValueError(f"row {r} needs {here.stop} tokens, the shape has {shape.tokens}")
-            tokens[r, here] = sequence.tokens
+            tokens[r, here] = sequence.tokens[start:stop]
             grids = [p.grid for p in sequence.pictures]
-            position[:, r, here], _ = positions(sequence.tokens, grids, layout)
-            segments[r, here] = s + 1
-            fields["sequence"][r, here] = i
-            if grids:
-                shown = at + np.flatnonzero(sequence.tokens == layout.image_id)
-                source[r, shown] = np.concatenate([next(unit_runs) for _ in grids])
+            position[:, r, here] = positions(sequence.tokens, grids, layout)[0][:, start:stop]
+            segments[r, here], parents[r, here] = segment, piece.parent
+            if piece.parent:
+                before[r, here.start] = piece.after
+            fields["sequence"][r, here] = piece.sequence
+            shown = piece.at + np.flatnonzero(tokens[r, here] == layout.image_id)
+            if shown.size:
+                source[r, shown] = np.concatenate([next(runs) for _ in piece.pictures(sequences)])
             for name, value in sequence.fields.items():
-                fields[name][r, here] = value
-            at = here.stop
+                fields[name][r, here] = value[start:stop]
     packed = Pictures(data, coords, picture_segments, source)
-    return Rows(tokens, position, segments, packed), fields
+    shared = None if families is None else Shared(parents, before)
+    return Rows(tokens, position, segments, packed, shared), fields
+
+
+class _Piece(NamedTuple):
+    """Tokens `start` to `stop` of a sequence, from `at` in its row on, and of its pictures those
+    from `first` to `last`. `parent` is the segment that it continues, whose last token stands at
+    `after`; 0 for none."""
+
+    sequence: int
+    at: int
+    start: int
+    stop: int
+    first: int
+    last: int
+    parent: int = 0
+    after: int = 0
+
+    def pictures(self, sequences: Seq[Sequence]) -> tuple[Picture, ...]:
+        return sequences[self.sequence].pictures[self.first : self.last]
+
+
+def _place(row: list[_Piece], sequence: Sequence, i: int, family: Family) -> None:
+    """Adds a sequence to the pieces of a row, all of it or what follows a shared beginning."""
+    size, shown = sequence.tokens.size, len(sequence.pictures)
+    at = row[-1].at + row[-1].stop - row[-1].start if row else 0
+    if not family.tokens:
+        row.append(_Piece(i, at, 0, size, 0, shown))
+        return
+    known = set(family.members)
+    parent = next((s for s, p in enumerate(row, 1) if p.sequence in known), 0)
+    if not parent:
+        row.append(_Piece(i, at, 0, family.tokens, 0, family.pictures))
+        parent, at = len(row), at + family.tokens
+    after = row[parent - 1].at + family.tokens - 1
+    row.append(_Piece(i, at, family.tokens, size, family.pictures, shown, parent, after))

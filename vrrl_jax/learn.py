@@ -54,6 +54,12 @@ class Run:
         """Episodes of a rollout."""
         return self.config.rollout.questions * self.config.rollout.samples
 
+    def pack(self, episodes: list[Episode], indices: list[int]) -> Packing:
+        """Episodes in microbatches of the run's shape."""
+        # A mask of states differs from sample to sample: they share no states then.
+        share = self.config.update.share_prompts and not self.config.prefix_mask.hides
+        return packing.pack(self.policy, episodes, indices, self.packed, share)
+
 
 def learn(
     run: Run,
@@ -71,14 +77,21 @@ def learn(
       step: of the run, 0-based; draws are seeded with it.
     """
     algorithm, n = run.config.algorithm, len(played)
-    whole = packing.pack(run.policy, played, list(range(n)), run.packed)
+    whole = run.pack(played, list(range(n)))
     params = join_params(state.params, run.frozen)
     fresh, metrics = labelled(run, params, played, whole, step)
     chosen = selecting.choose(run.config, fresh, memory, run.key, step, run.recall)
     stored, figures = relabelled(run, params, chosen.stored)
     del params  # the state's are donated
     samples = fresh.joined(stored)
-    metrics |= chosen.metrics | figures | {"update_occupancy": whole.occupancy}
+    metrics |= (
+        chosen.metrics
+        | figures
+        | {
+            "update_occupancy": whole.occupancy,
+            "update_spared": whole.spared,
+        }
+    )
 
     totals: list[dict[str, Any]] = []
     sums: list[float] = []
@@ -88,7 +101,7 @@ def learn(
             continue
         rows = whole
         if indices != list(range(n)):
-            rows = packing.pack(run.policy, samples.episodes, indices, run.packed)
+            rows = run.pack(samples.episodes, indices)
         warming = int(state.step) < algorithm.critic_warmup
         weighted = weights(run.config, samples, copies, n, warming)
         batches = packing.microbatches(run.policy, rows, samples.fields | weighted)
@@ -272,7 +285,7 @@ def relabelled(run: Run, params: Params, stored: Samples) -> tuple[Samples, dict
     rows = -(-n // run.rows) * run.rows
     widen = lambda a: np.pad(a, ((0, rows - n), (0, 0)))
     padded = label.pad(stored.episodes, rows, run.shapes.slots)
-    whole = packing.pack(run.policy, stored.episodes, list(range(n)), run.packed)
+    whole = run.pack(stored.episodes, list(range(n)))
     hidden = padded.hidden if run.config.prefix_mask.hides else None
     scored = score(run, params, whole, padded.loss_mask, hidden)
     fields, metrics = dict(stored.fields), {}
@@ -346,7 +359,7 @@ def score(
     """
     masks = [None] * len(whole.rows)
     if hidden is not None:
-        masks = [put_rows(run.policy.mesh, mask) for mask in packing.gather(whole, hidden) > 0]
+        masks = [put_rows(run.policy.mesh, mask > 0) for mask in packing.gather(whole, hidden)]
     temperature = run.config.rollout.temperature
     out = [
         _score_rows(run.policy, params, rows, temperature, mask)
@@ -379,12 +392,12 @@ def objective(config: TrainConfig) -> update.Objective:
 
 def update_shape(config: TrainConfig, policy: Policy, shapes: episodes.Shapes) -> layout.PackShape:
     """Packed rows that hold any episode, several short ones, and their pictures."""
-    tokens = max(config.update.row_tokens or 0, shapes.slots)
+    tokens, reply = max(config.update.row_tokens or 0, shapes.slots), config.rollout.max_new_tokens
     return layout.PackShape(
         rows=config.update.rows_per_microbatch,
         tokens=tokens,
-        # Of the largest pictures; smaller ones share a slot.
-        slots=shapes.pictures * max(config.env.max_turns, -(-tokens // shapes.prompt)),
+        # Of the largest pictures, one for each reply that a row has room for; smaller ones share.
+        slots=shapes.pictures * max(config.env.max_turns, -(-tokens // (shapes.prompt + reply))),
         patches=max(config.update.picture_patches or 0, shapes.patches),
         features=shapes.features,
     )

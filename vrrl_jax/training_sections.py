@@ -331,11 +331,14 @@ class UpdateConfig:
       row_tokens: tokens of a packed row.
       rows_per_microbatch: rows of one forward and backward pass.
       picture_patches: patch slots of a picture.
+      share_prompts: compute what a question's episodes begin with once a row, not once an episode:
+        the prompt and its pictures. Rows that hold a whole group (row_tokens) spare the most.
     """
 
     row_tokens: int | None = None
     rows_per_microbatch: int = 8
     picture_patches: int | None = None
+    share_prompts: bool = True
 
     def __post_init__(self):
         at_least(self, 1, "row_tokens", "rows_per_microbatch", "picture_patches")

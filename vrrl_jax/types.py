@@ -57,6 +57,20 @@ class Pictures(NamedTuple):
     source: Array
 
 
+class Shared(NamedTuple):
+    """How sequences of a row share the tokens that they begin with, which stand there once.
+
+    Attributes:
+      parents: int32 [R, T], the segment that comes before a token's own in its sequence and is
+        attended to as well; 0 for none.
+      before: int32 [R, T], index in the row of the token that precedes a token in its sequence, 0
+        for the first of a row.
+    """
+
+    parents: Array
+    before: Array
+
+
 class Rows(NamedTuple):
     """Token rows, packed: what every forward pass takes.
 
@@ -65,12 +79,15 @@ class Rows(NamedTuple):
       positions: int32 [3, R, T], M-RoPE ids (time, height, width).
       segments: int32 [R, T], the sequence of the row a token belongs to, counted from 1; 0 pads.
       pictures: the rows' pictures, or None for a text-only program.
+      shared: where sequences share their beginnings, or None where none do: then a segment is a
+        whole sequence.
     """
 
     tokens: Array
     positions: Array
     segments: Array
     pictures: Pictures | None
+    shared: Shared | None = None
 
 
 @dataclasses.dataclass(frozen=True)

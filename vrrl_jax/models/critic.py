@@ -49,10 +49,10 @@ def values(
     if "critic" in params:
         own = params["critic"]
         states = models.hidden_states(policy, own, rows, hidden)
-        return _read(own["value_head"], models.emitting(states).astype(jnp.float32))
+        return _read(own["value_head"], models.emitting(states, rows.shared).astype(jnp.float32))
     if "value_head" not in params:
         raise ValueError("these parameters hold no value head: load with value_head=True")
-    states = models.emitting(hidden_states).astype(jnp.float32)
+    states = models.emitting(hidden_states, rows.shared).astype(jnp.float32)
     still = jax.lax.stop_gradient(states)
     return _read(params["value_head"], still + trunk * (states - still))
 

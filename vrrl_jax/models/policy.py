@@ -25,7 +25,7 @@ from vrrl_jax.models.decoder import DecoderBlock, scanned
 from vrrl_jax.models.layers import RMSNorm, text_angles
 from vrrl_jax.parallel.mesh import row_axes
 from vrrl_jax.parallel.rules import path_name
-from vrrl_jax.types import Array, Pictures, Rows
+from vrrl_jax.types import Array, Pictures, Rows, Shared
 
 Params = dict[str, Any]
 TOWERS = {"qwen2_5_vl": qwen2_5_vision.VisionTower, "qwen3_vl": qwen3_vision.VisionTower}
@@ -103,12 +103,15 @@ class QwenVL(nn.Module):
             x = jnp.where((source >= 0)[..., None], shown.astype(x.dtype), x)
         return x if hidden is None else jnp.where(hidden[..., None], 0, x)
 
-    def decode_rows(self, x, positions, segments, deepstack=None):
-        """Embeddings [R, T, D] -> final hidden states [R, T, D], causal within segments."""
+    def decode_rows(self, x, positions, segments, deepstack=None, parents=None):
+        """Embeddings [R, T, D] -> final hidden states [R, T, D], causal within sequences."""
         cos, sin = text_angles(positions, self.config.text)
         t = x.shape[1]
         causal = np.tril(np.ones((t, t), bool))
-        mask = causal & (segments[:, :, None] == segments[:, None, :])
+        mask = segments[:, :, None] == segments[:, None, :]
+        if parents is not None:
+            mask |= (parents[:, :, None] > 0) & (parents[:, :, None] == segments[:, None, :])
+        mask &= causal
         index = jnp.arange(self.config.text.layers)
         x, _ = self.layers(x, index, cos, sin, mask, deepstack)
         return self.norm(x)
@@ -231,7 +234,8 @@ def hidden_states(policy: Policy, params: Params, rows: Rows, hidden: Array | No
     units, source, deepstack = _shown(policy, params, rows.pictures, hidden)
     call = functools.partial(module(policy).apply, {"params": params})
     x = constrain_rows(policy, call(rows.tokens, source, units, hidden, method="embed"))
-    return call(x, rows.positions, rows.segments, deepstack, method="decode_rows")
+    parents = None if rows.shared is None else rows.shared.parents
+    return call(x, rows.positions, rows.segments, deepstack, parents, method="decode_rows")
 
 
 def head_kernel(policy: Policy, params: Params) -> Array:
@@ -260,9 +264,12 @@ def sampling_logits(policy: Policy, raw: Array, temperature: Array | float) -> A
     return jnp.where(banned, -jnp.inf, raw / temperature)
 
 
-def emitting(hidden: Array) -> Array:
-    """Shifts [R, T, D] right by one: entry t is the state that emits token t, zeros at 0."""
-    return jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+def emitting(hidden: Array, shared: Shared | None = None) -> Array:
+    """The states that emit each token: [R, T, D] shifted right by one, zeros at 0; where sequences
+    share their beginnings, each token's predecessor in its own sequence."""
+    if shared is None:
+        return jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    return jnp.take_along_axis(hidden, shared.before[..., None], 1)
 
 
 def token_logprobs(
@@ -272,6 +279,7 @@ def token_logprobs(
     targets: Array,
     *,
     temperature: Array | float = 1.0,
+    shared: Shared | None = None,
 ) -> tuple[Array, Array]:
     """Log-probabilities of tokens under the states that emit them, and the entropy there.
 
@@ -282,6 +290,7 @@ def token_logprobs(
       hidden: [R, T, D] from `hidden_states`; entry t - 1 emits token t.
       targets: int32 [R, T], or [R, T, A] for A alternatives a token.
       temperature: as in sampling.
+      shared: of the rows; None where no sequences share anything.
 
     Returns:
       (float32 like targets, float32 [R, T] entropy). Entry 0 of a sequence means nothing.
@@ -312,7 +321,7 @@ def token_logprobs(
         entropy = -jnp.sum(jnp.exp(logprobs) * finite, -1)
         return jnp.stack(picked, -1), entropy
 
-    h = emitting(hidden)
+    h = emitting(hidden, shared)
     if chunks == 1:
         picked, entropy = score(h, alternatives)
     else:

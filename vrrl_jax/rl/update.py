@@ -178,7 +178,12 @@ def policy_loss(
     mask, unseen = weights > 0, _unseen(fields)
     hidden = models.hidden_states(policy, params, batch.rows, unseen)
     logprobs, entropy = models.token_logprobs(
-        policy, params, hidden, batch.rows.tokens, temperature=objective.temperature
+        policy,
+        params,
+        hidden,
+        batch.rows.tokens,
+        temperature=objective.temperature,
+        shared=batch.rows.shared,
     )
     per_token, stats = losses.ppo_loss(
         logprobs,
@@ -249,7 +254,7 @@ def supervised_loss(
     """
     ids, weights = batch.fields["target_ids"], batch.fields["target_weights"]
     hidden = models.hidden_states(policy, params, batch.rows)
-    logprobs, _ = models.token_logprobs(policy, params, hidden, ids)
+    logprobs, _ = models.token_logprobs(policy, params, hidden, ids, shared=batch.rows.shared)
     total = -jnp.sum(logprobs * weights)
     # The share of trained tokens whose target is the one written: hard accuracy needs the argmax
     # over the vocabulary, which is never built; the likelihood tells as much.
@@ -270,7 +275,7 @@ def score(
     """
     hidden = models.hidden_states(policy, params, rows, unseen)
     logprobs, _ = models.token_logprobs(
-        policy, params, hidden, rows.tokens, temperature=temperature
+        policy, params, hidden, rows.tokens, temperature=temperature, shared=rows.shared
     )
     out = {"logprobs": logprobs}
     if critic.has_critic(params):
