@@ -25,6 +25,9 @@ from vrrl_jax.strict_yaml import ConfigError
 
 # What changes neither a run's policy nor its figures; `update` says how rows are packed.
 HOUSEKEEPING = ("run_dir", "checkpoint", "log", "eval", "mesh", "update")
+# Likewise: what is computed when, and what is kept or computed again.
+SCHEDULE = ("rollout.in_flight", "rollout.prefills", "rollout.chunk", "rollout.overlap")
+SCHEDULE += ("policy.remat", "policy.remat_keeps", "policy.attention")
 QUIET = 180.0  # seconds; a directory without a process of ours that changed since is in use
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -137,7 +140,9 @@ def told(config: TrainConfig | SftConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in ours.items()
-        if key.split(".")[0] not in HOUSEKEEPING and (key == "task" or value != defaults.get(key))
+        if key.split(".")[0] not in HOUSEKEEPING
+        and key not in SCHEDULE
+        and (key == "task" or value != defaults.get(key))
     }
 
 

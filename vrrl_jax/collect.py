@@ -379,7 +379,6 @@ def collect(
     metrics = {
         "rollout_seconds": seconds,
         "tokens_per_second": sampled / seconds,
-        "decode_occupancy": float(np.mean([f["decode_occupancy"] for f in figures])),
         "count/rollouts": len(figures),
         "count/groups_filtered": dropped,
         "count/groups_left_over": max(0, len(kept) - questions),
@@ -387,6 +386,9 @@ def collect(
         "count/roll_in_groups": sum(e.mode == "roll_in" for e in generated) // samples,
         "count/rtm_groups": sum(e.mode == "rtm" for e in generated) // samples,
     }
+    for name in ("decode_occupancy", "prefill_occupancy"):
+        if values := [f[name] for f in figures if name in f]:
+            metrics[name] = float(np.mean(values))
     for name in sorted({name for f in figures for name in f if name.startswith("count/")}):
         metrics[name] = sum(f.get(name, 0) for f in figures)
     chosen = [episode for group in kept[:questions] for episode in group]

@@ -219,6 +219,11 @@ class TrainConfig:
             "can only be recomputed for method mix with a critic",
         )
         require(
+            self.rethinking.preset == "off" or self.rollout.in_flight is None,
+            "rollout.in_flight",
+            "must be left out with rethinking: second thoughts need a row for every episode",
+        )
+        require(
             self.rethinking.preset == "off" or turns == 1,
             "rethinking.preset",
             f"must be off: episodes of {turns} turns are rethought by their environment",

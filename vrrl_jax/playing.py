@@ -7,14 +7,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from vrrl_jax import label, tasks
+from vrrl_jax import label, layout, tasks
 from vrrl_jax.collect import PREFIX_MASK_KEY, SAMPLE_KEY, key_for
 from vrrl_jax.config import RethinkingConfig, TrainConfig
 from vrrl_jax.envs.questions import RETHINKING
 from vrrl_jax.models.policy import Policy, View
+from vrrl_jax.parallel.mesh import row_parts
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.rollout import episodes, regenerate
+from vrrl_jax.rollout.continuous import Continuous
 from vrrl_jax.rollout.rethinking import PRESETS, Rethinking
 from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.tasks import Score, Task
@@ -47,6 +50,7 @@ class Game:
       stages: in order, the first from step 0.
       score: (texts, example, group) -> named rewards.
       key: the run's.
+      in_flight: how many episodes are under way at a time; None for all.
     """
 
     policy: Policy
@@ -57,10 +61,29 @@ class Game:
     stages: tuple[Stage, ...]
     score: Score
     key: jax.Array
+    in_flight: Continuous | None = None
 
     def stage(self, step: int) -> Stage:
         """The one that a step belongs to."""
         return [stage for stage in self.stages if stage.start <= step][-1]
+
+
+def in_flight_of(config: TrainConfig, mesh: Mesh | None) -> Continuous | None:
+    """How many episodes of a recipe are under way at a time.
+
+    Raises:
+      ValueError: they don't divide over the mesh.
+    """
+    rollout, parts = config.rollout, row_parts(mesh)
+    if rollout.in_flight is None:
+        return None
+    prefills = rollout.prefills or layout.round_up(-(-rollout.in_flight // 4), parts)
+    for name, rows in (("in_flight", rollout.in_flight), ("prefills", prefills)):
+        if rows % parts:
+            raise ValueError(
+                f"rollout.{name}={rows} rows don't divide over data*fsdp={parts}: choose a multiple"
+            )
+    return Continuous(rollout.in_flight, prefills, rollout.chunk, rollout.overlap)
 
 
 def settings_of(config: TrainConfig) -> episodes.Settings:
@@ -156,6 +179,7 @@ def play(
         step,
         game.score,
         stage.rethink,
+        game.in_flight,
     )
     figures["count/replayed_commits"] = sum(group.commit is not None for group in groups)
     masked = game.config.prefix_mask

@@ -114,6 +114,11 @@ class RolloutConfig:
       samples: episodes a group.
       temperature, top_k, top_p: of the sampler; 0 and 1.0 switch the latter two off.
       max_new_tokens: a turn.
+      in_flight: episodes under way at a time; the next begin as others end (continuous batching).
+        None: all at once, turn by turn. What is sampled is the same.
+      prefills: episodes of one prefill then; None: a quarter of those under way.
+      chunk: tokens of each reply between two looks at what has ended.
+      overlap: whether the host looks at a chunk while the next is drawn.
       train_end_token: whether the sampled end of a turn carries loss. The released code leaves it
         out; then nothing teaches the model to stop.
     """
@@ -124,10 +129,18 @@ class RolloutConfig:
     top_k: int = 0
     top_p: float = 1.0
     max_new_tokens: int = 512
+    in_flight: int | None = None
+    prefills: int | None = None
+    chunk: int = 16
+    overlap: bool = False
     train_end_token: bool = True
 
     def __post_init__(self):
-        at_least(self, 1, "questions", "samples", "max_new_tokens")
+        at_least(
+            self, 1, "questions", "samples", "max_new_tokens", "in_flight", "prefills", "chunk"
+        )
+        fits = self.prefills is None or self.prefills <= (self.in_flight or 0)
+        require(fits, "prefills", "must be at most rollout.in_flight")
         at_least(self, 0, "top_k")
         positive(self, "temperature", "top_p")
         share(self, "top_p")

@@ -71,8 +71,9 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     shape = learn.update_shape(config, policy, shapes)
     key = jax.random.key(config.seed)
     game = playing.Game(
-        policy, processor, config, playing.settings_of(config), shapes, stages, score, key
-    )
+        policy, processor, config, playing.settings_of(config), shapes, stages, score, key,
+        playing.in_flight_of(config, mesh),
+    )  # fmt: skip
 
     # --- what learns: state, reference, buffers, programs ---
     # A schedule counts optimizer steps, of which a rollout may give several.

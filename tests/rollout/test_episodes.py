@@ -11,6 +11,7 @@ from vrrl_jax.envs import frozenlake as env
 from vrrl_jax.processing import processor as processing
 from vrrl_jax.rl import update
 from vrrl_jax.rollout import engine, episodes
+from vrrl_jax.rollout.continuous import Continuous
 from vrrl_jax.rollout.episodes import Group, Settings
 from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.types import Outcome, Prompt, Sequence
@@ -61,7 +62,16 @@ def shapes(policy, tiny_processor):
 
 @pytest.fixture(scope="module")
 def play(policy, view, tiny_processor, shapes):
-    def play(groups, settings=SETTINGS, seed=0, step=5, shapes=shapes, board=Endless(), view=view):
+    def play(
+        groups,
+        settings=SETTINGS,
+        seed=0,
+        step=5,
+        shapes=shapes,
+        board=Endless(),
+        view=view,
+        in_flight=None,
+    ):
         return episodes.rollout(
             policy,
             view,
@@ -73,6 +83,7 @@ def play(policy, view, tiny_processor, shapes):
             jax.random.key(seed),
             step,
             score,
+            in_flight=in_flight,
         )
 
     return play
@@ -431,6 +442,72 @@ def test_a_steady_state_compiles_nothing(play, groups, policy, tiny):
     settings = dataclasses.replace(SETTINGS, sampling=Sampling(0.5, 3, 0.9))
     play(groups[::-1], settings, seed=3, step=8, view=engine.make_view(policy, other))
     assert count.count == counted
+
+
+# --- continuous batching -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(groups, tiny_processor):
+    """Groups of every kind, one with a stored commit, more than are ever under way."""
+    (commit,), (logprobs,) = spoken(tiny_processor, "<ANSWER>left</ANSWER>")
+    stored = dataclasses.replace(groups[1], question=3, commit=(commit, logprobs))
+    return [*groups, stored, dataclasses.replace(groups[0], question=4)]
+
+
+@pytest.mark.parametrize(
+    "in_flight",
+    [
+        Continuous(4, 2, 2),
+        Continuous(4, 2, 2, overlap=True),
+        Continuous(3, 3, 5, overlap=True),
+        Continuous(1, 1, BUDGET),
+        Continuous(16, 16, BUDGET),
+    ],
+    ids=str,
+)
+def test_fewer_rows_than_episodes_play_the_same(play, many, in_flight):
+    wanted, together = play(many)
+    ours, figures = play(many, in_flight=in_flight)
+    for a, b in zip(ours, wanted, strict=True):
+        assert (a.question, a.sample, a.group, a.mode) == (b.question, b.sample, b.group, b.mode)
+        assert a.tokens.tolist() == b.tokens.tolist()
+        assert (a.texts, a.spans, a.truncated) == (b.texts, b.spans, b.truncated)
+        assert (a.rewards, a.prompts) == (b.rewards, b.prompts)
+        np.testing.assert_array_equal(a.loss_mask, b.loss_mask)
+        np.testing.assert_array_equal(a.turn_index, b.turn_index)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        for p, q in zip(a.pictures, b.pictures, strict=True):
+            np.testing.assert_array_equal(p.patches, q.patches)
+    assert figures["sampled_tokens"] == together["sampled_tokens"]
+    for name in ("decode_occupancy", "prefill_occupancy"):
+        assert 0 < figures[name] <= 1
+
+
+def test_an_episode_that_ends_leaves_its_slot_to_the_next(play, many):
+    """One long group among short ones: rows that are over aren't computed to the end."""
+    board = Endless(short=MAPS[0].key)
+    groups = [dataclasses.replace(many[0], question=q) for q in range(5)] + [many[2]]
+    settings = dataclasses.replace(SETTINGS, samples=4)
+    wanted, together = play(groups, settings, board=board)
+    ours, figures = play(groups, settings, board=board, in_flight=Continuous(4, 2, 2))
+    assert tokens(ours) == tokens(wanted)
+    assert figures["decode_occupancy"] > 1.1 * together["decode_occupancy"]
+
+
+def test_rows_in_flight_compile_nothing_in_a_steady_state(play, many, groups):
+    in_flight = Continuous(4, 2, 2)
+    play(many, in_flight=in_flight)
+    count = compiles.Counter()
+    counted = count.count
+    play(groups[::-1], seed=3, in_flight=in_flight)
+    assert count.count == counted
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 1), (0, 0, 1), (2, 2, 0)])
+def test_sizes_that_cannot_be_are_an_error(sizes):
+    with pytest.raises(ValueError, match="appended <= rows"):
+        Continuous(*sizes)
 
 
 # --- episodes that end, plans that don't hold ----------------------------------------------------

@@ -88,22 +88,48 @@ def _laid_out(policy: Policy, state: State) -> State:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def append(policy: Policy, view: View, state: State, chunk: Chunk) -> State:
-    """Writes each row's chunk at its own offset. The caller has checked that it fits."""
+def append(
+    policy: Policy, view: View, state: State, chunk: Chunk, rows: Array | None = None
+) -> State:
+    """Writes each row's chunk at its own offset. The caller has checked that it fits.
+
+    Args:
+      policy, view, state: the state is donated.
+      chunk: a row each, of all rows; or of those that `rows` names.
+      rows: int32 [A], distinct rows of the state whose chunks these are; others aren't computed.
+        One past the last names none: its chunk, of 0 tokens, goes nowhere. None for all.
+    """
+    part = state if rows is None else _take(state, rows)
     tokens, pictures, hidden = chunk.tokens, chunk.pictures, chunk.hidden
     x, cache = models.cached_forward(
-        policy, view, state.cache, tokens, chunk.positions, state.lengths, pictures, hidden
+        policy, view, part.cache, tokens, chunk.positions, part.lengths, pictures, hidden
     )
     last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
     emits = jnp.take_along_axis(x, last, 1)[:, 0]
     touched = chunk.count > 0
-    state = State(
+    part = State(
         cache,
-        state.lengths + chunk.count,
-        jnp.where(touched, chunk.next_position, state.next_position),
-        jnp.where(touched[:, None], emits, state.hidden),
+        part.lengths + chunk.count,
+        jnp.where(touched, chunk.next_position, part.next_position),
+        jnp.where(touched[:, None], emits, part.hidden),
     )
-    return _laid_out(policy, state)
+    return _laid_out(policy, part if rows is None else _put(state, rows, part))
+
+
+def _take(state: State, rows: Array) -> State:
+    return jax.tree.map(lambda a: a.at[rows].get(mode="clip"), state)
+
+
+def _put(state: State, rows: Array, part: State) -> State:
+    put = lambda whole, new: whole.at[rows].set(new, mode="drop", unique_indices=True)
+    return jax.tree.map(put, state, part)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def place(policy: Policy, state: State, source: State, rows: Array, origins: Array) -> State:
+    """Puts copies of rows `origins` [A] of another state, which has as many slots, in the place of
+    `rows` [A], distinct; one past the last names none."""
+    return _laid_out(policy, _put(state, rows, _take(source, origins)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -149,57 +175,125 @@ def decode(
       capacity: static width of the result.
       first: int scalar, index in the reply of the first token to sample.
     """
-    rows = active.shape[0]
-    empty = jnp.zeros((rows, capacity), jnp.float32)
+    emit = functools.partial(_emit, policy, view, keys, sampling, stop_ids, first, limit)
 
-    def emit(i, state, active, out):
-        raw = jnp.matmul(state.hidden, view.head, preferred_element_type=jnp.float32)
-        fold = jax.vmap(lambda key: jax.random.fold_in(key, first + i))
-        drawn = sample.draw(policy, raw, fold(keys), sampling)
-        token = jnp.where(active, drawn.token, 0)
-        stopped = active & (token[:, None] == stop_ids).any(-1)
-        out = Decoded(
-            out.tokens.at[:, i].set(token),
-            out.logprobs.at[:, i].set(jnp.where(active, drawn.logprob, 0)),
-            out.sampled_logprobs.at[:, i].set(jnp.where(active, drawn.sampled_logprob, 0)),
-            out.lengths + active,
-            out.stopped | stopped,
-        )
-        active = active & ~stopped
-        if jnp.ndim(limit):
-            active = active & (i + 1 < limit)
-        return token, active, out
+    def going(i, active):
+        return active.any() if jnp.ndim(limit) else (i < limit) & active.any()
+
+    state, _, _, out = _sample(policy, view, state, active, emit, going, capacity)
+    return _laid_out(policy, state), out
+
+
+class Replies(NamedTuple):
+    """Replies under way, which `decode_chunk` goes on with.
+
+    Attributes:
+      active: bool [B].
+      count: int32 [B], tokens that are out.
+      keys: [B], as in `decode`.
+    """
+
+    active: Array
+    count: Array
+    keys: Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=2)
+def decode_chunk(
+    policy: Policy,
+    view: View,
+    state: State,
+    replies: Replies,
+    sampling: Sampling,
+    stop_ids: Array,
+    limit: Array,
+    capacity: int,
+) -> tuple[State, Replies, Decoded]:
+    """Samples up to `capacity` tokens of each reply under way: what `decode` would, in pieces.
+
+    Args:
+      policy, view, state: the state is donated.
+      replies: those that ended are inactive in what comes back.
+      sampling, stop_ids: as in `decode`.
+      limit: int scalar, tokens of a whole reply.
+      capacity: static.
+
+    Returns:
+      (state, replies, what was sampled now). The last token of a reply that ended isn't in the
+      cache; that of one that goes on is.
+    """
+    left = limit - replies.count
+    emit = functools.partial(
+        _emit, policy, view, replies.keys, sampling, stop_ids, replies.count, left
+    )
+    going = lambda i, active: (i < capacity) & active.any()
+    state, token, active, out = _sample(policy, view, state, replies.active, emit, going, capacity)
+    # Not under a condition, which might copy the cache.
+    state = _feed(policy, view, state, token, active)
+    replies = Replies(active, replies.count + out.lengths, replies.keys)
+    return _laid_out(policy, state), replies, out
+
+
+@jax.jit
+def begin(replies: Replies, rows: Array, keys: Array) -> Replies:
+    """Replies with new ones in `rows`: bool [B], keys [B]."""
+    return Replies(
+        replies.active | rows,
+        jnp.where(rows, 0, replies.count),
+        jnp.where(rows, keys, replies.keys),
+    )
+
+
+def _sample(policy, view, state, active, emit, going, capacity):
+    """The loop of a call: (state, the tokens drawn last, which no cache holds, rows that go on,
+    what is out)."""
+    rows = active.shape[0]
+    empty, none = jnp.zeros((rows, capacity), jnp.float32), jnp.zeros(rows, jnp.int32)
+    out = Decoded(empty.astype(jnp.int32), empty, empty, none, none > 0)
 
     def step(carry):
         i, state, token, active, out = carry
-        position = jnp.broadcast_to(state.next_position[None, :, None], (3, rows, 1))
-        # Rows that are done write too, into a slot that nothing attends to.
-        x, cache = models.cached_forward(
-            policy, view, state.cache, token[:, None], position, state.lengths
-        )
-        state = State(
-            cache,
-            state.lengths + active,
-            state.next_position + active,
-            jnp.where(active[:, None], x[:, 0], state.hidden),
-        )
-        token, active, out = emit(i, state, active, out)
-        return i + 1, state, token, active, out
+        state = _feed(policy, view, state, token, active)
+        return i + 1, state, *emit(i, state.hidden, active, out)
 
-    def going(carry):
-        i, _, _, active, _ = carry
-        return active.any() if jnp.ndim(limit) else (i < limit) & active.any()
+    carry = 1, state, *emit(0, state.hidden, active, out)
+    return jax.lax.while_loop(lambda carry: going(carry[0], carry[3]), step, carry)[1:]
 
+
+def _emit(policy, view, keys, sampling, stop_ids, first, limit, i, hidden, active, out):
+    """Draws token i of a call: (token [B], rows that go on, what is out)."""
+    raw = jnp.matmul(hidden, view.head, preferred_element_type=jnp.float32)
+    index = jnp.broadcast_to(first + i, active.shape)
+    drawn = sample.draw(policy, raw, jax.vmap(jax.random.fold_in)(keys, index), sampling)
+    token = jnp.where(active, drawn.token, 0)
+    stopped = active & (token[:, None] == stop_ids).any(-1)
     out = Decoded(
-        jnp.zeros((rows, capacity), jnp.int32),
-        empty,
-        empty,
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros(rows, bool),
+        out.tokens.at[:, i].set(token),
+        out.logprobs.at[:, i].set(jnp.where(active, drawn.logprob, 0)),
+        out.sampled_logprobs.at[:, i].set(jnp.where(active, drawn.sampled_logprob, 0)),
+        out.lengths + active,
+        out.stopped | stopped,
     )
-    token, active, out = emit(0, state, active, out)
-    _, state, _, _, out = jax.lax.while_loop(going, step, (1, state, token, active, out))
-    return _laid_out(policy, state), out
+    active = active & ~stopped
+    if jnp.ndim(limit):
+        active = active & (i + 1 < limit)
+    return token, active, out
+
+
+def _feed(policy: Policy, view: View, state: State, token: Array, active: Array) -> State:
+    """Writes a token of each active row into the cache."""
+    rows = active.shape[0]
+    position = jnp.broadcast_to(state.next_position[None, :, None], (3, rows, 1))
+    # Rows that are done write too, into a slot that nothing attends to.
+    x, cache = models.cached_forward(
+        policy, view, state.cache, token[:, None], position, state.lengths
+    )
+    return State(
+        cache,
+        state.lengths + active,
+        state.next_position + active,
+        jnp.where(active[:, None], x[:, 0], state.hidden),
+    )
 
 
 make_view = jax.jit(models.rollout_view, static_argnums=0)

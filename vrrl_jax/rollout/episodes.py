@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -21,7 +22,8 @@ from vrrl_jax.models.policy import Policy, View
 from vrrl_jax.parallel.mesh import row_parts
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor
-from vrrl_jax.rollout import engine, rethinking, transcript
+from vrrl_jax.rollout import continuous, engine, rethinking, transcript
+from vrrl_jax.rollout.continuous import Continuous
 from vrrl_jax.rollout.rethinking import Rethinking
 from vrrl_jax.rollout.transcript import Group, Row, Settings, Shapes
 from vrrl_jax.types import Episode, Outcome, Prompt
@@ -118,6 +120,7 @@ def rollout(
     step: int,
     score: Callable[..., dict[str, float]],
     rethink: Rethinking | None = None,
+    in_flight: Continuous | None = None,
 ) -> tuple[list[Episode], dict[str, float]]:
     """Plays every group's n episodes to their ends.
 
@@ -128,13 +131,14 @@ def rollout(
       key, step: with question, sample and turn they seed every token.
       score: (texts, example, group) -> named rewards.
       rethink: makes replies think again, in episodes of one turn.
+      in_flight: how many episodes are under way at a time; None: all of them, turn by turn.
 
     Returns:
       (episodes, group by group, sample by sample; figures of the rollout).
 
     Raises:
       ValueError: a chunk is larger than its planned shape, or a row's cache than its slots; a
-        second thought in episodes of several turns.
+        second thought in episodes of several turns, or with `in_flight`.
     """
     if rethink is not None:
         rethinking.check(settings, rethink)
@@ -142,22 +146,69 @@ def rollout(
     rows = [Row(g, s, spec) for g, spec in enumerate(groups) for s in range(settings.samples)]
     for row in rows:
         row.opening = row.spec.opening if row.spec.prefix else ""
-    questions = np.array([row.spec.question for row in rows], np.int32)
     samples = streams(rows, settings.samples)
+    _open(rows, environment, processor, settings)
+    play = (policy, view, processor, functools.partial(answered, environment), rows, samples)
+    how = (settings, shapes, key, step)
+    if in_flight is not None:
+        if rethink is not None:
+            raise ValueError("second thoughts need a row for every episode: leave in_flight out")
+        figures = continuous.play(*play, *how, in_flight)
+        return [transcript.finish(row, score) for row in rows], _timed(figures, started)
+    state, figures = _together(*play, *how)
+    episodes = [transcript.finish(row, score) for row in rows]
+    if rethink is not None:
+        episodes, counts = rethinking.rethink(
+            policy, view, processor, state, rows, episodes, samples, *how, score, rethink
+        )
+        for name in ("sampled_tokens", "decode_steps"):
+            figures[name] += counts.pop(name)
+        figures |= counts
+    # Share of row-steps of decoding that produced a token of an unfinished row.
+    figures["decode_occupancy"] = figures["sampled_tokens"] / max(
+        1, figures["decode_steps"] * len(rows)
+    )
+    return episodes, _timed(figures, started)
+
+
+def _timed(figures: dict[str, float], started: float) -> dict[str, float]:
+    seconds = time.perf_counter() - started
+    return figures | {
+        "rollout_seconds": seconds,
+        "tokens_per_second": figures["sampled_tokens"] / seconds,
+    }
+
+
+def _together(
+    policy: Policy,
+    view: View,
+    processor: Processor,
+    answer: continuous.Answer,
+    rows: list[Row],
+    samples: np.ndarray,
+    settings: Settings,
+    shapes: Shapes,
+    key: jax.Array,
+    step: int,
+) -> tuple[engine.State, dict[str, float]]:
+    """Every episode in a row of its own, turn by turn: the rows' last state, and figures."""
+    groups = len({row.group for row in rows})
+    questions = np.array([row.spec.question for row in rows], np.int32)
     stops = np.array(policy.stop_ids or (-1,), np.int32)
     state = None
-    sampled = decode_steps = 0
+    sampled = decode_steps = appended = room = 0
     for turn in range(settings.max_turns):
         if all(row.done for row in rows):
             break
         if turn == 0:
             # One prefill a group: its rows are copies of one another.
-            copies = prefill_copies(policy, len(groups), settings.samples)
+            copies = prefill_copies(policy, groups, settings.samples)
             leaders = [row for row in rows if row.sample < copies]
-            _open(rows, environment, processor, settings)
             chunk = transcript.chunk_of(
                 policy, leaders, shapes.prompt, shapes, settings.max_new_tokens
             )
+            appended += int(chunk.count.sum())
+            room += chunk.tokens.size
             state = engine.init(policy, len(leaders), shapes.slots)
             state = engine.append(policy, view, state, transcript.to_device(policy, chunk))
             state = engine.repeat(policy, state, settings.samples // copies)
@@ -170,6 +221,8 @@ def rollout(
             chunk = transcript.chunk_of(
                 policy, rows, shapes.follow, shapes, settings.max_new_tokens
             )
+            appended += int(chunk.count.sum())
+            room += chunk.tokens.size
             state = engine.append(policy, view, state, transcript.to_device(policy, chunk))
             for row in rows:
                 if not row.done:
@@ -197,26 +250,12 @@ def rollout(
                 transcript.sampled(row, turn, decoded, b, processor, settings)
             else:
                 transcript.rolled_in(row, turn, processor, settings)
-            outcome = answered(environment, row.spec.example, row.texts)
+            outcome = answer(row.spec.example, row.texts)
             row.done, row.prompt = outcome.done, outcome.prompt
-    episodes = [transcript.finish(row, score) for row in rows]
-    counts = {}
-    if rethink is not None:
-        episodes, counts = rethinking.rethink(
-            policy, view, processor, state, rows, episodes, samples, settings, shapes, key, step,
-            score, rethink,
-        )  # fmt: skip
-        sampled += counts.pop("sampled_tokens")
-        decode_steps += counts.pop("decode_steps")
-    seconds = time.perf_counter() - started
-    return episodes, {
-        "rollout_seconds": seconds,
+    return state, {
         "sampled_tokens": sampled,
-        "tokens_per_second": sampled / seconds,
         "decode_steps": decode_steps,
-        # Share of row-steps of decoding that produced a token of an unfinished row.
-        "decode_occupancy": sampled / max(1, decode_steps * len(rows)),
-        **counts,
+        "prefill_occupancy": appended / max(1, room),
     }
 
 

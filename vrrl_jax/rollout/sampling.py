@@ -45,17 +45,18 @@ def row_keys(key: Array, step: Array, questions: Array, samples: Array, turn: Ar
 
     Args:
       key: the run's.
-      step, turn: int scalars.
+      step: int scalar.
       questions, samples: int32 [B].
+      turn: int scalar or int32 [B].
     """
     key = jax.random.fold_in(key, step)
 
-    def fold(question, sample):
+    def fold(question, sample, turn):
         return jax.random.fold_in(
             jax.random.fold_in(jax.random.fold_in(key, question), sample), turn
         )
 
-    return jax.vmap(fold)(questions, samples)
+    return jax.vmap(fold)(questions, samples, jnp.broadcast_to(turn, jnp.shape(questions)))
 
 
 def truncate(logits: Array, top_k: Array | int, top_p: Array | float) -> Array:
