@@ -50,12 +50,13 @@ What is counted, for full-parameter training by `{RECIPE}`:
   data x fsdp.
 - Held exactly, by the sharding table: `parameters` in the dtype of the section; `optimizer`,
   AdamW's two moments in the same dtype; `reference`, a copy for the KL term; `view`, the sampler's
-  copy in bfloat16; `cache`, keys and values in bfloat16; `gradients`, those accumulated and those
+  copy in bfloat16, whole over fsdp (`policy.gather_view: false` splits it); `cache`, keys and values in bfloat16; `gradients`, those accumulated and those
   of one microbatch.
 - Estimated: `rollout`, an appended chunk or a drawn token; `update`, a forward and backward pass
   with blocks rematerialised (`policy.remat`). The formulae are in
   `plan.update_bytes` and `plan.block_bytes`: an input a layer, the working set of the
-  largest block with its attention scores written out, and float32 logits in chunks.
+  largest block, attention scores written out up to 512 MiB and in a kernel's blocks beyond
+  (`docs/attention.md`), and float32 logits in chunks.
   Tests compare them with XLA's own count for small models on a CPU and allow a half either way.
 - `peak` = parameters + optimizer + reference + view + the larger of (cache + rollout) and
   (gradients + update). It fits if it takes at most {plan.USABLE:.0%} of the memory:

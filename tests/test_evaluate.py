@@ -18,6 +18,7 @@ from vrrl_jax.evaluate import Scores
 from vrrl_jax.question_sections import QuestionsData, QuestionsEval, QuestionsReward
 from vrrl_jax.rewards import frozenlake as rewards
 from vrrl_jax.rollout import engine, episodes
+from vrrl_jax.rollout.continuous import Continuous
 from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.tasks import Examples
@@ -231,9 +232,9 @@ def counted(monkeypatch):
     """How large the batches of groups were that `play` rolled out."""
     sizes, rollout = [], episodes.rollout
 
-    def spy(policy, view, processor, board, groups, *rest):
+    def spy(policy, view, processor, board, groups, *rest, **options):
         sizes.append(len(groups))
-        return rollout(policy, view, processor, board, groups, *rest)
+        return rollout(policy, view, processor, board, groups, *rest, **options)
 
     monkeypatch.setattr(episodes, "rollout", spy)
     return sizes
@@ -257,10 +258,17 @@ def test_maps_come_back_in_order_whatever_the_batch(tiny, tiny_processor, monkey
         )
 
     small, whole = play(4), play(128)
-    assert counted == [4, 4, 5] and done == [(4, 5), (5, 5), (5, 5)]
+    assert done == [(4, 5), (5, 5), (5, 5)]
     assert [(e.question, e.sample) for e in small] == [(q, s) for q in range(5) for s in range(2)]
     # The last batch was filled up with copies: they neither come back nor change the rest.
     for a, b in zip(small, whole, strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist()
+    assert counted == [4, 4, 5]
+    few = evaluate.play(
+        *tiny, tiny_processor, TASK, maps, settings, TASK.score, in_flight=Continuous(3, 2, 2)
+    )
+    for a, b in zip(few, whole, strict=True):
+        assert (a.question, a.sample) == (b.question, b.sample)
         assert a.tokens.tolist() == b.tokens.tolist()
     with_seed = evaluate.play(*tiny, tiny_processor, TASK, maps, settings, TASK.score, seed=1)
     assert any(

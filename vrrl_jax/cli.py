@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import sys
+import traceback
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,20 +19,48 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         args.overrides += rest
     _quiet_start()
+    from vrrl_jax.parallel import distributed
+
+    return distributed.end(_call(args))
+
+
+def _call(args) -> int:
+    """Runs a command; its exit code."""
+    from vrrl_jax.parallel import distributed
     from vrrl_jax.strict_yaml import ConfigError
 
+    def say(error) -> None:
+        if distributed.joined():
+            error = f"{distributed.me()}: {error}"
+        print(f"vrrl {args.command}: {error}", file=sys.stderr)
+
+    expected = ConfigError, OSError, ValueError, FloatingPointError, distributed.Disagreement
     try:
         args.call(args)
-    except (ConfigError, OSError, ValueError, FloatingPointError) as e:
+    except distributed.Preempted as e:
+        say(f"{e}; go on with --resume")
+        return distributed.PREEMPTED
+    except distributed.Apart as e:
+        say(e)
+        return distributed.LOST
+    except expected as e:
         if os.environ.get("VRRL_DEBUG"):
-            raise
-        print(f"vrrl {args.command}: {e}", file=sys.stderr)
+            if not distributed.joined():
+                raise
+            traceback.print_exc()
+        say(e)
         return 2
     except KeyboardInterrupt:
         resumable = getattr(args, "input", "a run") is not None  # a lone reply isn't
         hint = "; go on from the last checkpoint or batch with --resume" if resumable else ""
         print(f"\nstopped{hint}", file=sys.stderr)
         return 130
+    except Exception as e:
+        if not distributed.joined():
+            raise
+        # The others may wait for this process: it mustn't wait for them.
+        traceback.print_exc()
+        return distributed.failed(e, say)
     return 0
 
 
@@ -54,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("config", help="a recipe, for example configs/quickstart.yaml")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1")
         sub.add_argument("--resume", action="store_true", help="go on in run_dir")
+        _several(sub)
 
     sub = command("eval", _eval, "score a checkpoint on its task, or models on benchmarks")
     sub.add_argument(
@@ -71,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         help="benchmarks: score these replies (JSON lines) instead of asking a model",
     )
     sub.add_argument("--resume", action="store_true", help="benchmarks: go on where it stopped")
+    _several(sub)
     sub.set_defaults(error=sub.error)
 
     sub = command("plan", _plan, "memory a device and floors of a recipe's step, on paper")
@@ -80,6 +111,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", metavar="FILE", help="a config.json in place of policy.path's")
     sub.add_argument("--slots", type=int, help="of a row's cache, in place of the task's examples")
     sub.add_argument("--patches", type=int, help="of a picture; goes with --slots")
+    sub.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="compile the run's programs for a slice of TPU chips, such as v5e:4x4, that needn't "
+        "be there (pip install vrrl-jax[topology]); the mesh is the recipe's: mesh.fsdp=16",
+    )
+    sub.add_argument(
+        "--program",
+        action="append",
+        metavar="NAME",
+        help="with --topology: this one alone, such as decode or accumulate; may be repeated",
+    )
+    sub.set_defaults(error=sub.error)
 
     sub = command("generate", _generate, "answer a prompt about pictures")
     sub.add_argument("checkpoint", help="a Hugging Face directory, or nano")
@@ -134,6 +178,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _several(parser) -> None:
+    parser.add_argument(
+        "--distributed",
+        metavar="MODE",
+        default="auto",
+        help="several processes: auto (VRRL_COORDINATOR and its like, Slurm, a TPU slice), slurm, "
+        "tpu, or off; see docs/launch.md",
+    )
+
+
 def _quiet_start() -> None:
     """Settings that must stand before jax starts."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -151,31 +205,40 @@ def _importable(recipe: str | None) -> None:
 
 
 def _recipe(args, cls):
-    """The configuration of a run, its directory named after the recipe."""
+    """The configuration of a run, its directory named after the recipe; joins other processes."""
     from vrrl_jax.config import load
     from vrrl_jax.log import default_run_dir
+    from vrrl_jax.parallel import distributed
 
     _importable(args.config)
     config = load(args.config, args.overrides, cls)
+    distributed.start(args.distributed)
     if config.run_dir is None and not args.resume:
         import dataclasses
 
-        config = dataclasses.replace(config, run_dir=default_run_dir(args.config))
+        name = default_run_dir(args.config)
+        config = dataclasses.replace(config, run_dir=distributed.broadcast(name))
     return config
 
 
 def _train(args) -> None:
     from vrrl_jax import train
     from vrrl_jax.config import TrainConfig
+    from vrrl_jax.parallel import distributed
 
-    train.main(_recipe(args, TrainConfig), resume=args.resume)
+    config = _recipe(args, TrainConfig)
+    with distributed.stops_on_sigterm():
+        train.main(config, resume=args.resume)
 
 
 def _sft(args) -> None:
     from vrrl_jax import sft
     from vrrl_jax.config import SftConfig
+    from vrrl_jax.parallel import distributed
 
-    sft.main(_recipe(args, SftConfig), resume=args.resume)
+    config = _recipe(args, SftConfig)
+    with distributed.stops_on_sigterm():
+        sft.main(config, resume=args.resume)
 
 
 def _eval(args) -> None:
@@ -186,7 +249,10 @@ def _eval(args) -> None:
         if args.config is not None or args.output is not None:
             args.error("--config and --output don't go with benchmarks")
         from vrrl_jax.benchmarks import suite
+        from vrrl_jax.parallel.place import find
 
+        if find(args.distributed) is not None:
+            raise ValueError("benchmarks run on one process: --distributed off")
         print(suite.main(args.target, args.overrides, args.predictions, args.resume))
         return
     if args.predictions or args.resume:
@@ -194,23 +260,32 @@ def _eval(args) -> None:
     if recipe and args.config is not None:
         args.error("--config goes with a checkpoint; a recipe names its own in policy.path")
     from vrrl_jax import evaluate
+    from vrrl_jax.parallel import distributed
 
     checkpoint, config = args.target, args.config
     if recipe:
         config = args.target
         checkpoint = evaluate.load_recipe(pathlib.Path(config), args.overrides).policy.path
     _importable(config)
+    distributed.start(args.distributed)
     evaluate.main(checkpoint, config, args.overrides, args.output)
 
 
 def _plan(args) -> None:
+    if args.topology is None and args.program:
+        args.error("--program goes with --topology")
+    if args.topology is not None and args.device:
+        args.error("--device doesn't go with --topology, which names its chips itself")
     from vrrl_jax import planning
     from vrrl_jax.config import TrainConfig, load
 
     _importable(args.config)
     config = load(args.config, args.overrides, TrainConfig)
     options = {"model": args.model, "slots": args.slots, "patches": args.patches}
-    print(planning.main(config, args.device, **options))
+    if args.topology is not None:
+        print(planning.compiled_for(config, args.topology, only=args.program, **options))
+    else:
+        print(planning.main(config, args.device, **options))
 
 
 def _data_inspect(args) -> None:

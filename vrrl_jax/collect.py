@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from vrrl_jax.config import FilterConfig, ModesConfig, RollInConfig
 from vrrl_jax.data.mixture import Numbered
-from vrrl_jax.parallel.mesh import buffer_mesh, buffer_shardings, constrain_buffer
+from vrrl_jax.parallel.mesh import buffer_mesh, buffer_shardings, constrain_buffer, fetch
 from vrrl_jax.rl import mixing, prefix_buffer
 from vrrl_jax.rollout.episodes import Group
 from vrrl_jax.types import Episode
@@ -204,7 +204,7 @@ def make_groups(
     opening = opening if roll_in.force_think else ""
     weights = np.float32([modes.normal, modes.rtm, modes.roll_in])
     staleness = 2**30 if roll_in.max_staleness is None else roll_in.max_staleness
-    drawn = np.asarray(mixing.draw_modes(key_for(key, MODES_KEY, step, attempt), n, weights))
+    drawn = fetch(mixing.draw_modes(key_for(key, MODES_KEY, step, attempt), n, weights))
     wanted = int((drawn == mixing.ROLL_IN).sum())
     prefixes: list[Group] = []
     if buffer is not None and wanted:
@@ -213,7 +213,7 @@ def make_groups(
         buffer, payload, ok, question, turns, right = _draw(
             buffer, prefix_key, n, step, least, ratio, staleness, wanted, buffer_mesh(buffer)
         )
-        payload, ok, question, turns, right = jax.device_get((payload, ok, question, turns, right))
+        payload, ok, question, turns, right = fetch((payload, ok, question, turns, right))
         for i in np.flatnonzero(ok):
             stored = jax.tree.map(lambda a, i=i: a[i], payload)
             prefixes.append(

@@ -12,14 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from vrrl_jax import tasks
+from vrrl_jax import playing, tasks
+from vrrl_jax import start as starting
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.config import RolloutConfig, SftConfig, TrainConfig, load
 from vrrl_jax.log import write_atomically
 from vrrl_jax.models.policy import Params, Policy
+from vrrl_jax.parallel import distributed
 from vrrl_jax.parallel.mesh import row_parts
 from vrrl_jax.processing.processor import Processor, load_processor
 from vrrl_jax.rollout import engine, episodes
+from vrrl_jax.rollout.continuous import Continuous
 from vrrl_jax.rollout.sampling import Sampling
 from vrrl_jax.sections import EvalConfig
 from vrrl_jax.strict_yaml import top_keys
@@ -28,6 +31,7 @@ from vrrl_jax.types import Episode
 
 EVALUATION_STEP = 2**30  # keys of evaluations never meet those of training steps
 BATCH = 128  # examples a rollout
+MOST = 1024  # likewise, where episodes begin as others end
 
 # The parts of a change in success, and the figures that make them: turn-1 exact matches;
 # wrong-to-right minus right-to-wrong; right answers no longer lost to broken form.
@@ -79,23 +83,30 @@ def play(
     score: Score,
     *,
     seed: int = 0,
+    in_flight: Continuous | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
     """Plays `settings.samples` episodes on every example, in the examples' order.
 
-    The last batch is filled up by repeating its examples, so that one program serves all.
+    The last batch is filled up by repeating its examples, so that one program serves all. With
+    `in_flight` nothing needs filling up: episodes begin as others end.
+
+    Raises:
+      Disagreement: processes of a run don't play the same, or don't score it alike.
     """
     view, key = engine.make_view(policy, params), jax.random.key(seed)
     parts = row_parts(policy.mesh)
-    batch = -(-min(BATCH, len(examples)) // parts) * parts
+    if in_flight is None:
+        batch = -(-min(BATCH, len(examples)) // parts) * parts
+    else:
+        batch = MOST
     probes = task.probes(examples)
     shapes = episodes.plan_shapes(policy, processor, task.environment, probes, settings)
     played: list[Episode] = []
     for start in range(0, len(examples), batch):
         real = list(range(start, min(start + batch, len(examples))))
-        groups = [
-            episodes.Group(question=i, example=examples[i]) for i in [*real, *real * batch][:batch]
-        ]
+        filled = real if in_flight else [*real, *real * batch][:batch]
+        groups = [episodes.Group(question=i, example=examples[i]) for i in filled]
         out, _ = episodes.rollout(
             policy,
             view,
@@ -107,10 +118,12 @@ def play(
             key,
             EVALUATION_STEP,
             score,
+            in_flight=in_flight,
         )
         played += out[: len(real) * settings.samples]
         if progress is not None:
             progress(start + len(real), len(examples))
+    distributed.agree("evaluation", episodes=played)
     return played
 
 
@@ -151,6 +164,7 @@ def measure(
             examples.examples,
             settings,
             score or task.score,
+            in_flight=playing.in_flight_of(rollout, policy.mesh),
             progress=progress and (lambda done, of, name=name: progress(name, done, of)),
         )
         figures[temperature] = {
@@ -231,7 +245,12 @@ def comparison(before: Scores, after: Scores) -> dict:
 
 
 def save(path: pathlib.Path, tables: list[dict]) -> None:
-    """Writes tables as JSON; figures that aren't finite become null, as JSON has no NaN."""
+    """Writes tables as JSON; figures that aren't finite become null, as JSON has no NaN.
+
+    Of several processes the first one writes.
+    """
+    if not distributed.first():
+        return
     finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
     tables = [
         t | {"rows": [{k: finite(v) for k, v in r.items()} for r in t["rows"]]} for t in tables
@@ -241,7 +260,9 @@ def save(path: pathlib.Path, tables: list[dict]) -> None:
 
 
 def show(table: dict) -> None:
-    """Prints a table."""
+    """Prints a table, from the first process."""
+    if not distributed.first():
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -282,7 +303,9 @@ def main(
             "with the sections env and rollout"
         )
     config = load_recipe(pathlib.Path(recipe), overrides)
-    policy, params = hf.load_pretrained(model)
+    # A run's mesh is that of the machine that trained it; alone one device does.
+    mesh = starting.open_mesh(config) if distributed.several() else None
+    policy, params = hf.load_pretrained(model, mesh=mesh)
     processor = load_processor(policy.directory)
     task = tasks.make(config, processor)
     examples = task.evaluation()

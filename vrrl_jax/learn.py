@@ -16,7 +16,8 @@ from vrrl_jax.config import AlgorithmConfig, TrainConfig
 from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Params, Policy
 from vrrl_jax.packing import Packing
-from vrrl_jax.parallel.mesh import put_rows
+from vrrl_jax.parallel import distributed
+from vrrl_jax.parallel.mesh import fetch, put_rows
 from vrrl_jax.rl import advantages as adv
 from vrrl_jax.rl import losses, replay, update
 from vrrl_jax.rollout import episodes
@@ -102,7 +103,10 @@ def learn(
         rows = whole
         if indices != list(range(n)):
             rows = run.pack(samples.episodes, indices)
-        warming = int(state.step) < algorithm.critic_warmup
+        # Processes that pack differently would wait for one another.
+        shapes = [batch.tokens.shape for batch in rows.rows]
+        distributed.agree(f"step {step + 1}", samples=copies, microbatches=shapes)
+        warming = int(fetch(state.step)) < algorithm.critic_warmup
         weighted = weights(run.config, samples, copies, n, warming)
         batches = packing.microbatches(run.policy, rows, samples.fields | weighted)
         state, metrics_now = update.run(run.programs, state, batches, run.frozen)
@@ -114,7 +118,7 @@ def learn(
         return state, chosen.memory, metrics
     totals = [
         {name: float(v) / (total if name in update.MEANS else 1.0) for name, v in t.items()}
-        for t, total in zip(jax.device_get(totals), sums, strict=True)
+        for t, total in zip(fetch(totals), sums, strict=True)
     ]
     for name in totals[0]:
         values = [t[name] for t in totals]
@@ -169,7 +173,9 @@ def labelled(
     if config.rethinking.nll:
         fields["nll"] = rethought(config, played, padded, advantage)
     kept = {name: np.float32(fields[name][:n]) for name in selecting.field_names(config)}
-    return Samples(played, kept, np.float32(advantage[:n])), metrics
+    # What is drawn by them is drawn alike, whatever a process's own device rounded.
+    kept, advantage = distributed.of_first((kept, np.float32(advantage[:n])))
+    return Samples(played, kept, advantage), metrics
 
 
 def masked(
@@ -365,7 +371,7 @@ def score(
         _score_rows(run.policy, params, rows, temperature, mask)
         for rows, mask in zip(whole.rows, masks, strict=True)
     ]
-    out = jax.device_get(out)
+    out = fetch(out)
     return {name: packing.scatter(whole, [o[name] for o in out], like) for name in out[0]}
 
 

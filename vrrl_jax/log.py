@@ -21,7 +21,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+import numpy as np
+
 from vrrl_jax.config import LogConfig, SftConfig, TrainConfig, to_yaml
+from vrrl_jax.parallel import distributed
 from vrrl_jax.progress import Progress
 from vrrl_jax.types import Episode
 
@@ -48,6 +51,8 @@ def open_run(
 ) -> pathlib.Path:
     """Makes the run's directory and writes how it was started.
 
+    On several processes every one must call this; the first writes, and all go where it does.
+
     Args:
       config: `run_dir` None takes a new one named after the kind of the run.
       resume: go on in a directory that is there. The configuration is written again, an earlier
@@ -56,8 +61,36 @@ def open_run(
 
     Raises:
       FileExistsError: the directory holds a run, and this one doesn't resume it.
-      FileNotFoundError: there is nothing to resume.
+      FileNotFoundError: there is nothing to resume, or another process can't see the directory.
+      Disagreement: processes have other configurations.
     """
+    distributed.agree("start", configuration=to_yaml(config))
+    opened, failed = "", None
+    if distributed.first():
+        try:
+            opened = str(_begin(config, resume, command))
+        except OSError as error:
+            failed = error
+    distributed.agree_on_error(failed)
+    run_dir = pathlib.Path(distributed.broadcast(opened))
+    if distributed.several() and not distributed.gathered(_appears(run_dir / "config.yaml")).all():
+        raise FileNotFoundError(
+            f"{run_dir} must lie on a file system that all processes share: not every one "
+            "sees what the first one wrote there"
+        )
+    return run_dir
+
+
+def _appears(path: pathlib.Path, seconds: float = 30.0) -> np.ndarray:
+    """bool [1], whether a file shows up within some seconds: network file systems take their
+    time."""
+    until = time.monotonic() + seconds
+    while not path.is_file() and time.monotonic() < until:
+        time.sleep(0.5)
+    return np.array([path.is_file()])
+
+
+def _begin(config: TrainConfig | SftConfig, resume: bool, command: str | None) -> pathlib.Path:
     kind = "sft" if isinstance(config, SftConfig) else "train"
     if resume and config.run_dir is None:
         raise FileNotFoundError("--resume needs the run to go on with: give run_dir=runs/...")
@@ -248,11 +281,14 @@ def save_episodes(
     """Writes episodes/step_<step>.json, and every picture of every turn as a PNG beside it.
 
     Turn u shows the pictures `images[u]` and answers `texts[u]`; either may be missing at the end.
+    Of several processes the first one writes.
     """
     from PIL import Image
 
     name = f"step_{step:06d}"
     folder = pathlib.Path(run_dir) / "episodes"
+    if not distributed.first():
+        return folder / f"{name}.json"
     (folder / name).mkdir(parents=True, exist_ok=True)
     records = []
     for i, episode in enumerate(episodes):

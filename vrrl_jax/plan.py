@@ -16,9 +16,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from vrrl_jax import learn, roofline
+from vrrl_jax import learn, playing, roofline
 from vrrl_jax.config import OptimizerConfig, TrainConfig
-from vrrl_jax.models import critic
+from vrrl_jax.models import attention, critic, flash
 from vrrl_jax.models import policy as models
 from vrrl_jax.models.config import ModelConfig
 from vrrl_jax.models.lora import split_params
@@ -106,9 +106,12 @@ def abstract_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh
 
 def workload(config: TrainConfig, policy: Policy, shapes: episodes.Shapes) -> Workload:
     """The shapes of a recipe; `shapes` are those of its episodes (`episodes.plan_shapes`)."""
-    packed = learn.update_shape(config, policy, shapes)
+    packed, rollout = learn.update_shape(config, policy, shapes), config.rollout
+    in_flight = playing.in_flight_of(rollout, policy.mesh)
+    # Beside the episodes under way, the openings of the next ones lie ready.
+    rows = in_flight and in_flight.rows + in_flight.appended
     return Workload(
-        rows=config.rollout.questions * config.rollout.samples,
+        rows=rows or rollout.questions * rollout.samples,
         slots=shapes.slots,
         chunk=max(shapes.prompt, shapes.follow),
         patches=packed.patches,
@@ -186,13 +189,19 @@ def _as(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
 
 
-def held_bytes(tree: Any, mesh: Mesh | AbstractMesh | None, *, head_dim: int) -> int:
+def held_bytes(
+    tree: Any,
+    mesh: Mesh | AbstractMesh | None,
+    *,
+    head_dim: int,
+    whole: tuple[str, ...] = (),
+) -> int:
     """Bytes a device of parameters, gradients or optimizer state, as the sharding table splits
-    them; what doesn't divide is held whole."""
+    them; what doesn't divide is held whole, and nothing is split over the axes `whole`."""
     leaves = jax.tree.leaves(tree)
     if mesh is None:
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    shardings = jax.tree.leaves(param_shardings(tree, mesh, head_dim=head_dim))
+    shardings = jax.tree.leaves(param_shardings(tree, mesh, head_dim=head_dim, whole=whole))
     return sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(leaves, shardings, strict=True)
@@ -200,9 +209,11 @@ def held_bytes(tree: Any, mesh: Mesh | AbstractMesh | None, *, head_dim: int) ->
 
 
 def view_bytes(policy: Policy, params: Params) -> int:
-    """The sampler's copy (`models.rollout_view`), laid out like the parameters. A tied head is in
-    it twice, once transposed."""
-    count = lambda tree: held_bytes(tree, policy.mesh, head_dim=policy.config.text.head_dim)
+    """The sampler's copy (`models.rollout_view`), laid out like the parameters or, with
+    `gather_view`, whole over fsdp. A tied head is in it twice, once transposed."""
+    whole = ("fsdp",) if policy.gather_view else ()
+    head_dim = policy.config.text.head_dim
+    count = lambda tree: held_bytes(tree, policy.mesh, head_dim=head_dim, whole=whole)
     shown = {k: v for k, v in params.items() if k not in ("value_head", "critic")}
     cast = jax.eval_shape(functools.partial(models.narrow_params, policy), shown)
     tied = {"embed_tokens": cast["embed_tokens"]} if policy.config.text.tied else {}
@@ -308,13 +319,21 @@ def text_block(policy: Policy, rows: int, tokens: int, slots: int, *, backward: 
     heads = _split(text.heads, t)
     return block_bytes(
         rows * tokens,
-        slots * heads,
+        _written(policy, rows * tokens, slots * heads),
         text.width,
         (heads + 2 * _split(text.kv_heads, t)) * text.head_dim,
         3 * _split(text.intermediate, t),
         policy.dtype.itemsize,
         backward,
     )
+
+
+def _written(policy: Policy, tokens: int, scores: int) -> int:
+    """Scores a token that attention has in memory at a time: all, as far as they are written out
+    (`attention.Kernel.chosen`), beyond that those of a kernel's blocks."""
+    if policy.attention == "xla" or tokens * scores * FLOAT32 <= attention.PLAIN_BYTES:
+        return scores
+    return min(scores, -(-flash.PAIR_BYTES // (tokens * FLOAT32)))
 
 
 def vision_block(policy: Policy, slots: int, patches: int, *, backward: bool = True) -> int:
@@ -324,7 +343,7 @@ def vision_block(policy: Policy, slots: int, patches: int, *, backward: bool = T
     reach = patches + (vision.window * vision.merge) ** 2 * vision.windowed
     return block_bytes(
         slots * patches,
-        reach * vision.heads,
+        _written(policy, slots * patches, reach * vision.heads),
         vision.width,
         3 * vision.width,
         (2 if policy.config.family == "qwen3_vl" else 3) * vision.intermediate,

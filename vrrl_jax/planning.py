@@ -4,11 +4,12 @@ the floor of a step. No weights are read and no device is needed."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import NamedTuple
 
-from vrrl_jax import layout, plan, playing, roofline, tasks
+from vrrl_jax import compiled, layout, plan, playing, roofline, tasks, topology
 from vrrl_jax.checkpoint import hf
 from vrrl_jax.config import MeshConfig, TrainConfig
 from vrrl_jax.models.config import from_hf
@@ -60,18 +61,7 @@ def main(
     devices = list(dict.fromkeys(devices or CHIPS))
     if strange := [name for name in devices if name not in CHIPS]:
         raise ValueError(f"no device {', '.join(strange)}: there are {', '.join(CHIPS)}")
-    if config.policy.lora.rank:
-        raise ValueError(
-            "adapters aren't counted: policy.lora.rank=0 gives the plan of training all "
-            "parameters, and adapters need less"
-        )
-    policy = architecture(config, model)
-    if slots is not None and patches is not None:
-        shapes = given_shapes(config, policy, slots, patches)
-    elif slots is not None or patches is not None or model is not None:
-        raise ValueError("--slots and --patches go together, and with --model they are needed")
-    else:
-        shapes = planned_shapes(config, policy)
+    policy, shapes = asked(config, model, slots, patches)
     sizes = {name: max(1, n) for name, n in dataclasses.asdict(config.mesh).items()}
     left = [name for name, n in dataclasses.asdict(config.mesh).items() if n < 1]
     config = dataclasses.replace(config, mesh=MeshConfig(**sizes))
@@ -96,7 +86,98 @@ def main(
     return "\n".join(lines)
 
 
+def compiled_for(
+    config: TrainConfig,
+    name: str,
+    *,
+    model: str | None = None,
+    slots: int | None = None,
+    patches: int | None = None,
+    only: list[str] | None = None,
+) -> str:
+    """The recipe's programs, compiled for a slice of TPU chips; the whole answer, as text.
+
+    Args:
+      name: of the slice, such as "v5e:4x4".
+      model, slots, patches: as in `main`.
+      only: of `topology.NAMES`; None for all.
+
+    Raises:
+      FileNotFoundError: as `main`.
+      ValueError: as `main`; no libtpu, a slice that it doesn't know, or a mesh that isn't the
+        slice's size.
+    """
+    if strange := sorted(set(only or ()) - set(topology.NAMES)):
+        raise ValueError(f"no program {', '.join(strange)}: there are {', '.join(topology.NAMES)}")
+    if (chip := topology.chip_of(name)) not in CHIPS:
+        known = [c for c in CHIPS if c.startswith("v")]
+        raise ValueError(f"topology {name!r}: chips are {', '.join(known)}; {topology.NAMING}")
+    devices = topology.devices_of(name)
+    mesh = topology.mesh_of(config.mesh, devices, name)
+    config = dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))
+    policy, shapes = asked(config, model, slots, patches)
+    policy = dataclasses.replace(policy, mesh=mesh)
+    memory = memory_of(config, policy, shapes)
+    wanted = tuple(only or topology.NAMES)
+    make = functools.partial(topology.programs, config, policy, shapes, wanted)
+    found = compiled.measure(make, memory)
+    lines = compiled.report(found, name, only is None, suggested(config, policy, shapes, chip))
+    return "\n".join([*heading(config, policy, shapes), "", *lines, "", *EXPLAINED])
+
+
+EXPLAINED = """\
+held: what of the run lies there beside the arguments (state, reference, sampling copy). reused:
+outputs that take the place of arguments. A call's TFLOP are its matrix products, loops as often as
+they run; GB moved are those of fused operations to and from memory; GB received is the least that
+its collectives bring from other chips, over all links at once. Of a branch the lighter way counts,
+and all replies have all their tokens.""".splitlines()
+
+
+def suggested(config: TrainConfig, policy: Policy, shapes: episodes.Shapes, chip: str) -> str:
+    """A mesh that holds the recipe on paper: of as many chips if there is one, else of more."""
+    mesh, heads = config.mesh, policy.config.text.heads
+    count = mesh.data * mesh.fsdp * mesh.tensor
+    while count <= MOST_PARTS:
+        for tensor in (t for t in (1, 2, 4, 8, 16) if heads % t == 0 and count % t == 0):
+            sizes = MeshConfig(data=1, fsdp=1, tensor=tensor)
+            try:
+                tried = spread(dataclasses.replace(config, mesh=sizes), count // tensor)
+                memory = memory_of(tried, policy, shapes)
+            except ConfigError:
+                continue
+            if memory.fits(chip) and tried.mesh != mesh:
+                rows = tried.update.rows_per_microbatch
+                return (
+                    f"on paper this holds it: {count} chips of {chip}, mesh.data=1 "
+                    f"mesh.fsdp={tried.mesh.fsdp} mesh.tensor={tensor} "
+                    f"update.rows_per_microbatch={rows}"
+                )
+        count *= 2
+    return f"on paper no mesh of up to {MOST_PARTS} chips of {chip} holds it"
+
+
 # --- the recipe's policy and shapes --------------------------------------------------------------
+
+
+def asked(
+    config: TrainConfig, model: str | None, slots: int | None, patches: int | None
+) -> tuple[Policy, episodes.Shapes]:
+    """The policy and the shapes that a recipe, or what is given in its place, stands for.
+
+    Raises:
+      FileNotFoundError, ValueError: as `main`.
+    """
+    if config.policy.lora.rank:
+        raise ValueError(
+            "adapters aren't counted: policy.lora.rank=0 gives the plan of training all "
+            "parameters, and adapters need less"
+        )
+    policy = architecture(config, model)
+    if slots is not None and patches is not None:
+        return policy, given_shapes(config, policy, slots, patches)
+    if slots is not None or patches is not None or model is not None:
+        raise ValueError("--slots and --patches go together, and with --model they are needed")
+    return policy, planned_shapes(config, policy)
 
 
 def architecture(config: TrainConfig, model: str | None = None) -> Policy:
@@ -106,6 +187,9 @@ def architecture(config: TrainConfig, model: str | None = None) -> Policy:
         "compute_dtype": wanted.compute_dtype or "bfloat16",
         "value_head": wanted.value_head,
         "remat": wanted.remat,
+        "remat_keeps": wanted.remat_keeps,
+        "attention": wanted.attention,
+        "gather_view": wanted.gather_view,
     }
     if model is not None:
         raw = json.loads(pathlib.Path(model).read_text(encoding="utf-8"))
@@ -144,13 +228,13 @@ def given_shapes(config: TrainConfig, policy: Policy, slots: int, patches: int) 
             f"{slots} slots leave {max(0, turn)} tokens for the prompt of each of {turns} turns "
             f"beside replies of {new}; a picture of {patches} patches takes {shown} of them"
         )
-    window = policy.config.layout.block
+    window, vision = policy.config.layout.block, policy.config.vision
     return episodes.Shapes(
         prompt=layout.round_up(turn, 8),
         follow=layout.round_up(turn + 10 + (new if config.modes.roll_in else 0), 8),
         patches=layout.round_up(patches, window),
         slots=layout.round_up(slots, 32),
-        features=roofline.patch_features(policy.config.vision),
+        features=vision.channels * vision.patch**2,  # raw, as the processor hands them over
     )
 
 

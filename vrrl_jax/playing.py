@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vrrl_jax import label, layout, tasks
+from vrrl_jax import label, tasks
 from vrrl_jax.collect import PREFIX_MASK_KEY, SAMPLE_KEY, key_for
-from vrrl_jax.config import RethinkingConfig, TrainConfig
+from vrrl_jax.config import RethinkingConfig, RolloutConfig, TrainConfig
 from vrrl_jax.envs.questions import RETHINKING
 from vrrl_jax.models.policy import Policy, View
+from vrrl_jax.parallel import distributed
 from vrrl_jax.parallel.mesh import row_parts
 from vrrl_jax.processing.processor import Processor
-from vrrl_jax.rollout import episodes, regenerate
+from vrrl_jax.rollout import continuous, episodes, regenerate
 from vrrl_jax.rollout.continuous import Continuous
 from vrrl_jax.rollout.rethinking import PRESETS, Rethinking
 from vrrl_jax.rollout.sampling import Sampling
@@ -68,22 +69,15 @@ class Game:
         return [stage for stage in self.stages if stage.start <= step][-1]
 
 
-def in_flight_of(config: TrainConfig, mesh: Mesh | None) -> Continuous | None:
-    """How many episodes of a recipe are under way at a time.
+def in_flight_of(rollout: RolloutConfig, mesh: Mesh | None) -> Continuous | None:
+    """How many episodes of a recipe are under way at a time, None for all of a rollout.
 
     Raises:
       ValueError: they don't divide over the mesh.
     """
-    rollout, parts = config.rollout, row_parts(mesh)
-    if rollout.in_flight is None:
-        return None
-    prefills = rollout.prefills or layout.round_up(-(-rollout.in_flight // 4), parts)
-    for name, rows in (("in_flight", rollout.in_flight), ("prefills", prefills)):
-        if rows % parts:
-            raise ValueError(
-                f"rollout.{name}={rows} rows don't divide over data*fsdp={parts}: choose a multiple"
-            )
-    return Continuous(rollout.in_flight, prefills, rollout.chunk, rollout.overlap)
+    return continuous.sized(
+        rollout.in_flight, rollout.prefills, rollout.chunk, rollout.overlap, row_parts(mesh)
+    )
 
 
 def settings_of(config: TrainConfig) -> episodes.Settings:
@@ -165,7 +159,13 @@ def play(
     attempt: int,
     keep_images: bool,
 ) -> tuple[list[Episode], dict[str, float]]:
-    """Plays the groups of a try; (episodes, figures)."""
+    """Plays the groups of a try; (episodes, figures).
+
+    Raises:
+      Disagreement: processes of a run don't play the same, or don't score it alike.
+    """
+    where = f"step {step + 1}, try {attempt + 1}"
+    distributed.agree(where, groups=[(g.question, g.mode, g.prefix, g.opening) for g in groups])
     stage = game.stage(step)
     settings = dataclasses.replace(game.settings, keep_images=keep_images)
     key = key_for(game.key, SAMPLE_KEY, attempt)
@@ -206,4 +206,5 @@ def play(
             "count/prefix_masked_episodes": more["regenerated_episodes"],
             "count/prefix_masked_tokens": more["hidden_tokens"],
         }
+    distributed.agree(where, episodes=played)
     return played, figures

@@ -27,8 +27,8 @@ class Chip:
       flops: dense bfloat16 FLOP/s.
       bandwidth: of its memory, bytes/s.
       memory: bytes.
-      interconnect: to other chips of its kind, bytes/s as published. Vendors differ in whether
-        they add both directions, so nothing here is reckoned with it.
+      interconnect: to other chips of its kind, bytes/s as published, both directions of all links
+        together: at most half of it comes in.
     """
 
     flops: float
@@ -42,12 +42,11 @@ CHIPS = {
     "H100": Chip(989e12, 3.35e12, 80e9, 900e9),
     # Published figures: NVIDIA H200 Tensor Core GPU datasheet, SXM; NVLink, both directions.
     "H200": Chip(989e12, 4.8e12, 141e9, 900e9),
-    # Published figures: Google Cloud documentation, "TPU v5e"; 1600 Gbps between chips.
-    "v5e": Chip(197e12, 819e9, 16e9, 200e9),
-    # Published figures: Google Cloud documentation, "TPU v5p"; 1200 GBps, both directions.
+    # Published figures: Google Cloud documentation, "TPU v5e", "TPU v5p", "TPU v6e". Their
+    # "bidirectional inter-chip interconnect (ICI) bandwidth per chip" is 400, 1200 and 800 GBps.
+    "v5e": Chip(197e12, 819e9, 16e9, 400e9),
     "v5p": Chip(459e12, 2.765e12, 95e9, 1200e9),
-    # Published figures: Google Cloud documentation, "TPU v6e"; 3200 Gbps between chips.
-    "v6e": Chip(918e12, 1.64e12, 32e9, 400e9),
+    "v6e": Chip(918e12, 1.64e12, 32e9, 800e9),
 }
 
 
@@ -84,6 +83,11 @@ def lower_bound(flops: float, bytes: float, chip: Chip, chips: int = 1) -> float
     Both amounts are those of all chips together: weights that n chips read each count n times.
     """
     return max(flops / (chips * chip.flops), bytes / (chips * chip.bandwidth))
+
+
+def exchange_bound(received: float, chip: Chip) -> float:
+    """Seconds in which a chip gets so many bytes from others, with all of its links busy."""
+    return received / (chip.interconnect / 2)
 
 
 # --- parameters ----------------------------------------------------------------------------------

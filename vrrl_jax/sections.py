@@ -78,6 +78,11 @@ class PolicyConfig:
       freeze_vision: leave the vision tower as it is.
       remat: compute the activations of each block anew in the backward pass: a third more work, a
         fraction of the memory.
+      remat_keeps: with remat, what is kept all the same: nothing, or dots, the products with
+        weights, which are then not computed anew.
+      gather_view: over a mesh, keep the sampler's copy of the weights whole on every part of fsdp.
+        Without, it takes less memory, and every drawn token gathers all weights.
+      attention: which kernel computes it; docs/attention.md says what auto chooses.
       init: "random" starts a fresh model of the shape that `config` gives, with the tokenizer and
         the processor in `path`. For `vrrl sft` only.
       config: path of a Hugging Face config.json, for a random start.
@@ -91,6 +96,9 @@ class PolicyConfig:
     critic: Literal["shared", "separate"] = "shared"
     freeze_vision: bool = False
     remat: bool = False
+    remat_keeps: Literal["nothing", "dots"] = "nothing"
+    gather_view: bool = True
+    attention: Literal["auto", "xla", "chunked", "splash", "cudnn"] = "auto"
     init: Literal["pretrained", "random"] = "pretrained"
     config: str | None = None
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from vrrl_jax import trajectories
 from vrrl_jax.collect import SELECT_KEY, key_for
 from vrrl_jax.config import ReplayConfig, TrainConfig
-from vrrl_jax.parallel.mesh import buffer_mesh, constrain_buffer, row_parts
+from vrrl_jax.parallel.mesh import buffer_mesh, constrain_buffer, fetch, row_parts
 from vrrl_jax.rl import replay, selection
 from vrrl_jax.types import Episode
 
@@ -158,12 +158,12 @@ def _of_a_rollout(
     counts = (np.arange(rows) < n).astype(np.int64)
     priority = np.pad(fresh.advantage, (0, rows - n))
     if wanted.method == "filter":
-        return np.asarray(_filtered(key, priority, counts)), []
+        return fetch(_filtered(key, priority, counts)), []
     if wanted.method == "ssr":
         half = max(1, rows // 2)
-        counts, missing = jax.device_get(_code_split(key, priority, half, counts))
+        counts, missing = fetch(_code_split(key, priority, half, counts))
         return counts, _draw(memory, key, half, True, 1.0, OFFSET)[: int(missing)]
-    if wanted.method == "mix" and int(memory.size) > rows:
+    if wanted.method == "mix" and int(fetch(memory.size)) > rows:
         return counts, _draw(memory, key, rows, False, 0.0)
     return counts, []
 
@@ -213,7 +213,8 @@ def _remembered(config, fresh, memory, step, rows, metrics) -> replay.State | No
     wanted = np.arange(rows) < len(kept)
     memory = trajectories.add(memory, batch, wanted, np.abs(batch["advantage"]))
     metrics["count/remembered"] = len(kept)
-    held = np.asarray(memory.priority)[: int(memory.size)]
+    priority, size = fetch((memory.priority, memory.size))
+    held = priority[:size]
     metrics["replay_size"] = int(np.isfinite(held).sum())  # those past their lifetime aren't
     return memory
 

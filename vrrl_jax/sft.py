@@ -25,7 +25,8 @@ from vrrl_jax.config import SftConfig
 from vrrl_jax.models.lora import join_params
 from vrrl_jax.models.policy import Policy
 from vrrl_jax.optimizer import make_optimizer, schedule
-from vrrl_jax.parallel.mesh import put_rows
+from vrrl_jax.parallel import distributed
+from vrrl_jax.parallel.mesh import fetch, put_rows
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor, load_processor
 from vrrl_jax.progress import bytes_bar
@@ -43,6 +44,8 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
       ConfigError, FileNotFoundError, ValueError: before training, for anything that can't run.
       FloatingPointError: more updates in a row than the guard allows had no finite gradient; the
         last good state is saved.
+      Preempted: the process, or another one of the run, was asked to stop; a checkpoint is saved.
+      Disagreement: the processes of the run don't do the same.
     """
     # --- what is trained ---
     policy, params, frozen = start.start(config.policy, start.open_mesh(config), config.seed)
@@ -76,13 +79,16 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
     run_dir = logs.open_run(config, resume=resume)
     with (
         checkpoints.open_checkpoints(run_dir / "checkpoints", config.checkpoint.keep) as saved,
-        logs.Writer(run_dir, config.steps, config.log, resume=resume) as log,
+        logs.Writer(
+            run_dir, config.steps, config.log, resume=resume, active=distributed.first()
+        ) as log,
     ):
         first = 0
         if resume and checkpoints.latest(saved) is not None:
             arrays, _, first = checkpoints.restore(saved, resumable(state, ema))
             state, ema = arrays["state"], arrays.get("average")
             log.truncate(first)
+        distributed.agree("start", step=first)
 
         # --- the loop ---
         def make(step: int):
@@ -91,6 +97,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
 
         for step, (batch, occupancy) in prefetch(make, iter(range(first, config.steps))):
             started = time.perf_counter()
+            distributed.agree(f"step {step + 1}", tokens=batch.rows.tokens, fields=batch.fields)
             placed = Microbatch(
                 packing.place_rows(policy, batch.rows), put_rows(policy.mesh, batch.fields)
             )
@@ -99,7 +106,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
                 # A young average would keep the random start: it warms up with the step.
                 decay = min(config.ema_decay, (1 + step) / (10 + step))
                 ema = blend(ema, state.params, decay)
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            metrics = {name: float(value) for name, value in fetch(metrics).items()}
             seconds = time.perf_counter() - started
             tokens = int((batch.rows.segments > 0).sum())
             metrics |= {
@@ -110,11 +117,13 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
             }
             log.step(step + 1, metrics)
             guard(state, ema, config.guard.max_bad_steps, saved, step)
-            if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
+            last, stopped = step + 1 == config.steps, distributed.stopping()
+            if (step + 1) % config.checkpoint.every == 0 or last or stopped:
                 checkpoints.save(saved, step + 1, resumable(state, ema), {})
+            if stopped and not last:
+                raise distributed.Preempted(f"stopped after step {step + 1} of {run_dir}")
             if config.eval.enabled and (
-                step + 1 == config.steps
-                or (config.eval.every and (step + 1) % config.eval.every == 0)
+                last or (config.eval.every and (step + 1) % config.eval.every == 0)
             ):
                 scores = measure(join_params(best(state, ema), frozen))
                 path = run_dir / f"evaluation_step{step + 1:06d}.json"
@@ -122,7 +131,7 @@ def main(config: SftConfig, *, resume: bool = False) -> pathlib.Path:
 
     # --- what is left behind ---
     params = join_params(best(state, ema), frozen)
-    with bytes_bar("written") as progress:
+    with bytes_bar("written", stream=distributed.stream()) as progress:
         exported = hf.save_pretrained(run_dir / "hf", policy, params, progress=progress)
     print(f"exported {exported}")
     if config.policy.lora.rank:
@@ -142,10 +151,11 @@ def resumable(state: update.TrainState, average) -> dict:
 
 def guard(state: update.TrainState, average, limit: int, saved, step: int) -> None:
     """Ends a run whose gradients stay non-finite, with the last good state saved."""
-    if int(state.bad_steps) > limit:
+    bad = int(fetch(state.bad_steps))
+    if bad > limit:
         checkpoints.save(saved, step + 1, resumable(state, average), {})
         raise FloatingPointError(
-            f"{int(state.bad_steps)} updates in a row had no finite gradient. The parameters are "
+            f"{bad} updates in a row had no finite gradient. The parameters are "
             f"those before the first of them, saved as checkpoint {step + 1}. Lower "
             "optimizer.learning_rate or optimizer.grad_clip and go on with --resume"
         )

@@ -12,7 +12,8 @@ from vrrl_jax.checkpoint import hf
 from vrrl_jax.config import MeshConfig, PolicyConfig
 from vrrl_jax.models import critic, lora
 from vrrl_jax.models.policy import Params, Policy, init_params
-from vrrl_jax.parallel.mesh import make_mesh
+from vrrl_jax.parallel import distributed
+from vrrl_jax.parallel.mesh import connect, make_mesh
 from vrrl_jax.parallel.rules import left_whole
 from vrrl_jax.progress import bytes_bar
 
@@ -36,6 +37,8 @@ def open_mesh(config: Any) -> Mesh | None:
     """The mesh of a recipe, None for one device; checks what -1 stands for against the recipe."""
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))
+    if distributed.several():
+        connect(mesh)
     return mesh if mesh.size > 1 else None
 
 
@@ -50,9 +53,12 @@ def start(config: PolicyConfig, mesh: Mesh | None, seed: int) -> Start:
         "compute_dtype": config.compute_dtype,
         "value_head": config.value_head,
         "remat": config.remat,
+        "remat_keeps": config.remat_keeps,
+        "attention": config.attention,
+        "gather_view": config.gather_view,
     }
     if config.init == "pretrained":
-        with bytes_bar("read") as progress:
+        with bytes_bar("read", stream=distributed.stream()) as progress:
             loaded = hf.load_pretrained(config.path, config.dtype, **options, progress=progress)
         policy, params = loaded
     else:
@@ -69,7 +75,8 @@ def start(config: PolicyConfig, mesh: Mesh | None, seed: int) -> Start:
             targets=config.lora.targets,
             seed=seed,
         )
-    if whole := left_whole(params, mesh, head_dim=policy.config.text.head_dim):
+    whole = left_whole(params, mesh, head_dim=policy.config.text.head_dim)
+    if whole and distributed.first():
         print(whole)
     if config.critic == "separate":
         held = lambda name: not trains(config, name)

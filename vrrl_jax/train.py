@@ -36,6 +36,8 @@ from vrrl_jax.models import critic
 from vrrl_jax.models.lora import has_lora, join_params, strip_lora
 from vrrl_jax.models.policy import Params
 from vrrl_jax.optimizer import make_optimizer, schedule
+from vrrl_jax.parallel import distributed
+from vrrl_jax.parallel.mesh import fetch
 from vrrl_jax.processing.processor import load_processor
 from vrrl_jax.progress import bytes_bar
 from vrrl_jax.rl import update
@@ -50,6 +52,8 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
       ConfigError, FileNotFoundError, ValueError: before training, for anything that can't run.
       FloatingPointError: too many updates in a row had no finite gradient; the last good state
         is saved.
+      Preempted: the process, or another one of the run, was asked to stop; a checkpoint is saved.
+      Disagreement: the processes of the run don't do the same.
     """
     started = time.perf_counter()
     compilations = compiles.Counter()
@@ -72,7 +76,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     key = jax.random.key(config.seed)
     game = playing.Game(
         policy, processor, config, playing.settings_of(config), shapes, stages, score, key,
-        playing.in_flight_of(config, mesh),
+        playing.in_flight_of(rollout, mesh),
     )  # fmt: skip
 
     # --- what learns: state, reference, buffers, programs ---
@@ -116,7 +120,9 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
     )
     with (
         checkpoints.open_checkpoints(run_dir / "checkpoints", config.checkpoint.keep) as saved,
-        logs.Writer(run_dir, config.steps, config.log, resume=resume) as log,
+        logs.Writer(
+            run_dir, config.steps, config.log, resume=resume, active=distributed.first()
+        ) as log,
     ):
         measure = functools.partial(
             _measure, policy, task=task, examples=tested, score=score, processor=processor,
@@ -133,6 +139,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             cursor, generated = meta["cursor"], meta["generated"]
             skipped |= {int(question): why for question, why in meta["skipped"].items()}
             log.truncate(first)
+        distributed.agree("start", step=first, cursor=cursor)
 
         # --- the loop ---
         for step in range(first, config.steps):
@@ -192,14 +199,14 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
                 resumable(state, buffer, memory),
                 {"cursor": cursor, "generated": generated, "skipped": dict(skipped)},
             )
-            guard(int(state.bad_steps), config.guard.max_bad_steps, step, save)
+            guard(int(fetch(state.bad_steps)), config.guard.max_bad_steps, step, save)
             now = time.perf_counter()
             log.step(
                 step + 1,
                 metrics
                 | {
                     "episodes_generated": generated,
-                    "learning_rate": float(rate(max(0, int(state.step) - 1 - waits))),
+                    "learning_rate": float(rate(max(0, int(fetch(state.step)) - 1 - waits))),
                     "update_seconds": now - rolled,
                     "step_seconds": now - began,
                     "compilations": compilations.count - before,
@@ -209,8 +216,11 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             if keeps:
                 shown = [e for e in collected.generated if e.images][:: rollout.samples]
                 logs.save_episodes(run_dir, step + 1, shown[: config.log.episodes])
-            if (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
+            last, stopped = step + 1 == config.steps, distributed.stopping()
+            if (step + 1) % config.checkpoint.every == 0 or last or stopped:
                 save()
+            if stopped and not last:
+                raise distributed.Preempted(f"stopped after step {step + 1} of {run_dir}")
             if evaluates(config, step + 1):
                 scores = measure(whole())
                 evaluate.save(
@@ -219,7 +229,7 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
         final = measure(whole()) if config.eval.enabled else None
 
     # --- what is left behind ---
-    with bytes_bar("written") as progress:
+    with bytes_bar("written", stream=distributed.stream()) as progress:
         exported = hf.save_pretrained(run_dir / "hf", policy, whole(), progress=progress)
     if config.policy.lora.rank:
         print(f"adapters        {adapters.save_adapter(run_dir / 'adapter', policy, whole())}")
@@ -244,7 +254,8 @@ def main(config: TrainConfig, *, resume: bool = False) -> pathlib.Path:
             name = f"for comparison: {path}, in percent of {task.noun}"
             evaluate.show(evaluate.brief(scores, name))
     print(f"trained policy  {exported}")
-    print(f"report          {report.write_report(run_dir)}")
+    if distributed.first():
+        print(f"report          {report.write_report(run_dir)}")
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes, {generated} episodes generated")
     return run_dir
 

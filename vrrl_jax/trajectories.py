@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vrrl_jax.parallel.mesh import buffer_mesh, buffer_shardings, constrain_buffer, replicated
+from vrrl_jax.parallel.mesh import (
+    buffer_mesh,
+    buffer_shardings,
+    constrain_buffer,
+    fetch,
+    replicated,
+)
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.processing.processor import decode as decode_text
@@ -214,7 +220,7 @@ def draw(
       False nothing was left to draw and the row means nothing. Rows with `ok` come first.
     """
     exponent, offset = np.float32(exponent), np.float32(offset)
-    return jax.device_get(_draw(state, key, n, replacement, exponent, offset, buffer_mesh(state)))
+    return fetch(_draw(state, key, n, replacement, exponent, offset, buffer_mesh(state)))
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vrrl_jax import layout
-from vrrl_jax.models import decoder, layers, qwen2_5_vision
+from vrrl_jax.models import attention, decoder, qwen2_5_vision
 
 parity = pytest.importorskip("parity")
 LIMIT, VISION_LIMIT = parity.LIMIT, parity.VISION_LIMIT
@@ -148,7 +148,7 @@ def test_tiled_heads_fail(either, monkeypatch):
     def tiled(q, k, v, mask):
         share = q.shape[2] // k.shape[2]
         k, v = jax.numpy.tile(k, (1, 1, share, 1)), jax.numpy.tile(v, (1, 1, share, 1))
-        return layers.attend(q, k, v, mask)
+        return attention.attend(q, k, v, mask)
 
     monkeypatch.setattr(decoder, "attend", tiled)
     assert logits_off(either, traced_anew(either.policy, 2)) > 10 * LIMIT

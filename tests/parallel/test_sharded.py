@@ -174,10 +174,15 @@ def test_cache_and_view_lie_on_the_mesh(split):
     assert keys.sharding.shard_shape(keys.shape)[0] == 16 // row_parts(mesh)
     assert keys.sharding.shard_shape(keys.shape)[2] == 2 // mesh.shape["tensor"]
     assert state.lengths.sharding.shard_shape((16,)) == (16 // row_parts(mesh),)
-    view = engine.make_view(split.policy, split.params)
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    for leaf in (view.embedding, view.head, view.layers[1]["mlp"]["up_proj"]["kernel"]):
-        assert np.prod(leaf.sharding.shard_shape(leaf.shape)) == leaf.size // parts
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    # Gathered over fsdp, unless there is no room for that.
+    for policy, parts in (
+        (split.policy, tensor),
+        (dataclasses.replace(split.policy, gather_view=False), fsdp * tensor),
+    ):
+        view = engine.make_view(policy, split.params)
+        for leaf in (view.embedding, view.head, view.layers[1]["mlp"]["up_proj"]["kernel"]):
+            assert np.prod(leaf.sharding.shard_shape(leaf.shape)) == leaf.size // parts
 
 
 def test_decoding_keeps_rows_where_they_are():

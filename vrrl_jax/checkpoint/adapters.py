@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 import numpy as np
 
 from vrrl_jax.checkpoint import names, weights
@@ -29,6 +30,8 @@ def save_adapter(
 
     Raises:
       ValueError: no adapters.
+
+    On several processes every one must call this; the first writes.
     """
     path = pathlib.Path(directory).expanduser()
     arrays, modules, kinds = {}, [], set()
@@ -44,6 +47,8 @@ def save_adapter(
     if not arrays:
         raise ValueError("these parameters have no adapters: train with policy.lora.rank > 0")
     ((rank, scale),) = kinds
+    if jax.process_index() > 0:
+        return path
     path.mkdir(parents=True, exist_ok=True)
     weights.save(arrays, path / WEIGHTS)
     config = {

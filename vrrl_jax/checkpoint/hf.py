@@ -65,10 +65,8 @@ def load_pretrained(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     *,
-    compute_dtype: str | None = None,
-    value_head: bool = False,
-    remat: bool = False,
     progress: weights.Progress | None = None,
+    **options: Any,
 ) -> tuple[Policy, Params]:
     """Loads a policy from a Hugging Face directory, tensor by tensor straight onto the devices.
 
@@ -78,11 +76,9 @@ def load_pretrained(
       directory: config.json, safetensors (one file or shards with an index), or "nano".
       dtype: of the parameters.
       mesh: shards the parameters over it by the table of `parallel.rules`.
-      compute_dtype: of activations and cache; None is float32 on CPU, bfloat16 elsewhere.
-      value_head: adds a scalar head, read from `value_head.safetensors` beside the model where
-        that exists, else zero.
-      remat: recompute blocks in the backward pass.
       progress: told (bytes read, bytes in all).
+      options: of `load_policy`. With `value_head`, a scalar head is read from
+        `value_head.safetensors` beside the model where that exists, else it is zero.
 
     Returns:
       (policy, params).
@@ -93,9 +89,7 @@ def load_pretrained(
         message lists all of them.
     """
     path = resolve(directory)
-    policy = load_policy(
-        path, mesh=mesh, compute_dtype=compute_dtype, value_head=value_head, remat=remat
-    )
+    policy = load_policy(path, mesh=mesh, **options)
     return policy, load_params(path, policy, dtype, progress)
 
 
@@ -106,8 +100,16 @@ def load_policy(
     compute_dtype: str | None = None,
     value_head: bool = False,
     remat: bool = False,
+    remat_keeps: str = "nothing",
+    attention: str = "auto",
+    gather_view: bool = True,
 ) -> Policy:
     """The static part alone: reads the configuration files, no weights.
+
+    Args:
+      directory: as in `load_pretrained`.
+      compute_dtype: of activations and cache; None is float32 on CPU, bfloat16 elsewhere.
+      mesh, value_head, remat, remat_keeps, attention, gather_view: as in `Policy`.
 
     Raises:
       ValueError: unsupported configuration, or a mesh that the policy can't be split over.
@@ -131,6 +133,9 @@ def load_policy(
         compute_dtype=compute_dtype,
         value_head=value_head,
         remat=remat,
+        remat_keeps=remat_keeps,
+        attention=attention,
+        gather_view=gather_view,
         stop_ids=tuple(stop) if isinstance(stop, (list, tuple)) else (stop,),
         image_mean=tuple(images.get("image_mean") or CLIP_MEAN),
         image_std=tuple(images.get("image_std") or CLIP_STD),

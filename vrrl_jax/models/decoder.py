@@ -6,15 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vrrl_jax.models.attention import attend
 from vrrl_jax.models.config import TextConfig
-from vrrl_jax.models.layers import GatedMLP, Linear, RMSNorm, attend, rotate, stacked
+from vrrl_jax.models.layers import GatedMLP, Linear, RMSNorm, rotate, stacked
 
 
 class DecoderBlock(nn.Module):
     """Pre-norm grouped-query attention and gated MLP.
 
     Without a cache, keys are the row's own tokens. With one (`(k, v)`, each [B, S, G, H]), the
-    new keys are written at each row's `offset` first; writes past the end are dropped.
+    new keys are written at each row's `offset` first; writes past the end are dropped. `sight` says
+    which of them each token sees.
     `deepstack` (features [K, R, U, D], source [R, T]) is added after layer `index` < K, where a
     token shows a picture unit.
     """
@@ -23,7 +25,7 @@ class DecoderBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x, index, cos, sin, mask, deepstack=None, cache=None, offset=None):
+    def __call__(self, x, index, cos, sin, sight, deepstack=None, cache=None, offset=None):
         c = self.config
         b, t, _ = x.shape
         dense = lambda n, name, bias: Linear(n, use_bias=bias, dtype=self.dtype, name=name)
@@ -42,7 +44,7 @@ class DecoderBlock(nn.Module):
             k = write(cache[0], slots, k.astype(cache[0].dtype))
             v = write(cache[1], slots, v.astype(cache[1].dtype))
             cache = (k, v)
-        x = x + dense(c.width, "o_proj", False)(attend(q, k, v, mask))
+        x = x + dense(c.width, "o_proj", False)(attend(q, k, v, sight))
         h = RMSNorm(c.eps, self.dtype, name="post_attention_layernorm")(x)
         x = x + GatedMLP(c.intermediate, False, self.dtype, name="mlp")(h)
         return (x if deepstack is None else _add_features(x, index, *deepstack)), cache
@@ -62,6 +64,6 @@ def _add_features(x, index, features, source):
     return jax.lax.cond(index < count, add, lambda x: x, x)
 
 
-def scanned(config: TextConfig, dtype: jnp.dtype, remat: bool) -> nn.Module:
+def scanned(config: TextConfig, dtype: jnp.dtype, remat: str | None) -> nn.Module:
     """All blocks as one scan over parameters stacked along a leading layer axis."""
     return stacked(DecoderBlock, config.layers, remat, shared=4)(config, dtype)

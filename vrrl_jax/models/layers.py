@@ -1,4 +1,4 @@
-"""What decoder and vision towers are made of: RMS norm, rotary angles, attention, gated MLP."""
+"""What decoder and vision towers are made of: RMS norm, rotary angles, gated MLP."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vrrl_jax.models.config import TextConfig
+
+# What rematerialised blocks keep: their inputs alone, or also their products with weights.
+KEPT = {"nothing": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class RMSNorm(nn.Module):
@@ -57,16 +60,18 @@ class GatedMLP(nn.Module):
         return dense(x.shape[-1], "down_proj")(gated * dense(self.intermediate, "up_proj")(x))
 
 
-def stacked(block: type[nn.Module], length: int, remat: bool, shared: int) -> type[nn.Module]:
+def stacked(block: type[nn.Module], length: int, remat: str | None, shared: int) -> type[nn.Module]:
     """A block scanned over `length` layers, parameters stacked along a leading axis.
 
     It is called with what passes from layer to layer, one argument that has an entry a layer, and
     `shared` more that are the same for all.
 
     Args:
-      remat: compute activations anew in the backward pass.
+      remat: compute activations anew in the backward pass, all but what a key of `KEPT` names;
+        None keeps all of them.
     """
-    block = nn.remat(block, prevent_cse=False) if remat else block
+    if remat is not None:
+        block = nn.remat(block, prevent_cse=False, policy=KEPT[remat])
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -122,43 +127,3 @@ def rotate(x, cos, sin):
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-
-
-def attend(q, k, v, mask):
-    """Grouped-query attention: key-value head g serves query heads g * N/G .. (g + 1) * N/G - 1.
-
-    Args:
-      q: [B, T, N, H].  k, v: [B, S, G, H].
-      mask: bool [B, T, S]; a row without any True gives a finite, meaningless average.
-
-    Returns:
-      [B, T, N * H].
-    """
-    b, t, n, h = q.shape
-    s, g = k.shape[1:3]
-    # Batch axes lead, and a group's query heads share one product with its keys.
-    q = q.reshape(b, t, g, n // g, h).transpose(0, 2, 3, 1, 4).reshape(b, g, n // g * t, h)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bgqh,bgsh->bgqs", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(b, g, n // g, t, s) * h**-0.5
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    # Normalised after the product: H numbers a query to divide, not S.
-    total = weights.sum(-1, keepdims=True)
-    out = jnp.einsum("bgqs,bgsh->bgqh", weights.astype(v.dtype).reshape(b, g, -1, s), v)
-    out = (out.reshape(b, g, n // g, t, h) / total).astype(v.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n * h)
-
-
-def frame_attention(q, k, v, segments):
-    """Attention of picture patches within their frames.
-
-    Args:
-      q, k, v: [N, P, heads, H].
-      segments: int32 [N, P], 0 is padding.
-
-    Returns:
-      [N, P, heads * H].
-    """
-    same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-    return attend(q, k, v, same)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vrrl_jax.models.policy import Params, Policy
+from vrrl_jax.parallel.mesh import put
 from vrrl_jax.parallel.rules import param_shardings, path_name
 
 # What a recipe may name -> our paths. Embedding, head, norms and the patch embedding have none.
@@ -80,8 +81,8 @@ def place(policy: Policy, params: Params) -> Params:
     leaves, tree = jax.tree.flatten(params)
     shardings = param_shardings(params, policy.mesh, head_dim=policy.config.text.head_dim)
     spread = jax.tree.leaves(shardings) if policy.mesh is not None else [None] * len(leaves)
-    put = lambda a, s: jax.device_put(a, s) if isinstance(a, np.ndarray) else a
-    return tree.unflatten([put(a, s) for a, s in zip(leaves, spread, strict=True)])
+    onto = lambda a, s: put(a, s) if isinstance(a, np.ndarray) else a
+    return tree.unflatten([onto(a, s) for a, s in zip(leaves, spread, strict=True)])
 
 
 def is_adapter(name: str) -> bool:

@@ -19,12 +19,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vrrl_jax.models import qwen2_5_vision, qwen3_vision
+from vrrl_jax.models import qwen2_5_vision, qwen3_vision, scoring
+from vrrl_jax.models.attention import Kernel, cached_sight, packed_sight
 from vrrl_jax.models.config import ModelConfig
 from vrrl_jax.models.decoder import DecoderBlock, scanned
 from vrrl_jax.models.layers import RMSNorm, text_angles
-from vrrl_jax.parallel.mesh import row_axes
-from vrrl_jax.parallel.rules import path_name
+from vrrl_jax.parallel.mesh import over_rows, row_axes
+from vrrl_jax.parallel.rules import param_shardings, path_name
 from vrrl_jax.types import Array, Pictures, Rows, Shared
 
 Params = dict[str, Any]
@@ -45,6 +46,10 @@ class Policy:
       compute_dtype: of activations, products and the cache.
       value_head: whether parameters hold a scalar head.
       remat: recompute blocks in the backward pass.
+      remat_keeps: what of them is kept all the same, a key of `layers.KEPT`.
+      attention: one of `attention.NAMES`.
+      gather_view: on a mesh, whether the sampler's copy of the weights lies whole on every part of
+        fsdp; split, each drawn token gathers them anew.
       stop_ids: end-of-turn tokens.
       image_mean, image_std: normalisation of raw pictures.
       mesh: where rows are sharded over (data, fsdp); None for one device.
@@ -60,10 +65,17 @@ class Policy:
     image_std: tuple[float, ...] = CLIP_STD
     mesh: Mesh | None = None
     directory: str | None = dataclasses.field(default=None, compare=False)
+    attention: str = "auto"
+    remat_keeps: str = "nothing"
+    gather_view: bool = True
 
     @property
     def dtype(self) -> jnp.dtype:
         return jnp.dtype(self.compute_dtype)
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel(self.attention, self.mesh)
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
@@ -76,13 +88,14 @@ class QwenVL(nn.Module):
 
     config: ModelConfig
     dtype: jnp.dtype
-    remat: bool
+    remat: str | None
     with_value_head: bool
+    kernel: Kernel
 
     def setup(self):
         text = self.config.text
         tower = TOWERS[self.config.family]
-        self.visual = tower(self.config.vision, self.dtype, self.remat)
+        self.visual = tower(self.config.vision, self.dtype, self.remat, self.kernel)
         self.embed_tokens = nn.Embed(text.vocab_size, text.width, dtype=self.dtype)
         self.layers = scanned(text, self.dtype, self.remat)
         self.norm = RMSNorm(text.eps, self.dtype)
@@ -106,14 +119,9 @@ class QwenVL(nn.Module):
     def decode_rows(self, x, positions, segments, deepstack=None, parents=None):
         """Embeddings [R, T, D] -> final hidden states [R, T, D], causal within sequences."""
         cos, sin = text_angles(positions, self.config.text)
-        t = x.shape[1]
-        causal = np.tril(np.ones((t, t), bool))
-        mask = segments[:, :, None] == segments[:, None, :]
-        if parents is not None:
-            mask |= (parents[:, :, None] > 0) & (parents[:, :, None] == segments[:, None, :])
-        mask &= causal
+        sight = packed_sight(segments, parents, self.config.text.heads, self.kernel)
         index = jnp.arange(self.config.text.layers)
-        x, _ = self.layers(x, index, cos, sin, mask, deepstack)
+        x, _ = self.layers(x, index, cos, sin, sight, deepstack)
         return self.norm(x)
 
     def __call__(self, rows: Rows):
@@ -131,7 +139,8 @@ class QwenVL(nn.Module):
 
 def module(policy: Policy) -> QwenVL:
     """The Flax module; equal policies give equal modules, so jit caches hit."""
-    return QwenVL(policy.config, policy.dtype, policy.remat, policy.value_head)
+    remat = policy.remat_keeps if policy.remat else None
+    return QwenVL(policy.config, policy.dtype, remat, policy.value_head, policy.kernel)
 
 
 def abstract_params(policy: Policy) -> Params:
@@ -258,10 +267,11 @@ def forward(policy: Policy, params: Params, rows: Rows) -> Array:
 
 def sampling_logits(policy: Policy, raw: Array, temperature: Array | float) -> Array:
     """Raw logits over temperature (0 counts as 1), placeholders at -inf: what `logprobs` mean."""
-    temperature = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
-    ids = jnp.asarray(policy.placeholder_ids)
-    banned = (jnp.arange(raw.shape[-1])[:, None] == ids).any(-1)
-    return jnp.where(banned, -jnp.inf, raw / temperature)
+    return scoring.logits(raw, _positive(temperature), policy.placeholder_ids)
+
+
+def _positive(temperature: Array | float) -> Array:
+    return jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
 
 
 def emitting(hidden: Array, shared: Shared | None = None) -> Array:
@@ -296,40 +306,22 @@ def token_logprobs(
       (float32 like targets, float32 [R, T] entropy). Entry 0 of a sequence means nothing.
     """
     alternatives = targets if targets.ndim == 3 else targets[..., None]
-    r, t, d = hidden.shape
-    kernel = head_kernel(policy, params).astype(policy.dtype)
-    vocab = kernel.shape[-1]
-    chunk = max(1, min(t, CHUNK_ELEMENTS // max(1, r * vocab)))
-    chunks = -(-t // chunk)
-
-    def split(a):
-        a = jnp.pad(a, ((0, 0), (0, chunks * chunk - t)) + ((0, 0),) * (a.ndim - 2))
-        return jnp.moveaxis(a.reshape(r, chunks, chunk, *a.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def score(h, ids):
-        raw = jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
-        scaled = sampling_logits(policy, raw, temperature)
-        logprobs = scaled - jax.nn.logsumexp(scaled, -1, keepdims=True)
-        # Compared with iota, not gathered: a gather over a sharded vocabulary moves all of it.
-        finite = jnp.where(jnp.isfinite(logprobs), logprobs, 0.0)
-        position = jnp.arange(vocab)
-        picked = [
-            jnp.sum(jnp.where(position == ids[..., a, None], finite, 0.0), -1)
-            for a in range(ids.shape[-1])
-        ]
-        entropy = -jnp.sum(jnp.exp(logprobs) * finite, -1)
-        return jnp.stack(picked, -1), entropy
-
-    h = emitting(hidden, shared)
-    if chunks == 1:
-        picked, entropy = score(h, alternatives)
-    else:
-        _, (picked, entropy) = jax.lax.scan(
-            lambda carry, xs: (carry, score(*xs)), None, (split(h), split(alternatives))
-        )
-        join = lambda a: jnp.moveaxis(a, 0, 1).reshape(r, chunks * chunk, *a.shape[3:])[:, :t]
-        picked, entropy = join(picked), join(entropy)
+    kernel = head_kernel(policy, params)
+    # Of a device: its own rows, its own part of the vocabulary.
+    elements = len(hidden) * kernel.shape[1]
+    if policy.mesh is not None:
+        elements = -(-elements // policy.mesh.size)
+    chunk = max(1, min(hidden.shape[1], CHUNK_ELEMENTS // elements))
+    picked, entropy = scoring.score(
+        emitting(hidden, shared),
+        kernel,
+        alternatives,
+        _positive(temperature),
+        policy.placeholder_ids,
+        policy.dtype,
+        chunk,
+        policy.mesh,
+    )
     return (picked if targets.ndim == 3 else picked[..., 0]), entropy
 
 
@@ -357,8 +349,16 @@ def narrow_params(policy: Policy, params: Params) -> Params:
 
 
 def rollout_view(policy: Policy, params: Params) -> View:
-    """Casts and unstacks: the decode loop then slices no stacked weights on every token."""
+    """Casts and unstacks: the decode loop then slices no stacked weights on every token.
+
+    On a mesh the weights are gathered over fsdp, once a policy version and not once a token,
+    unless `policy.gather_view` says otherwise.
+    """
     cast = narrow_params(policy, params)
+    if policy.mesh is not None and policy.gather_view:
+        head_dim = policy.config.text.head_dim
+        laid_out = param_shardings(cast, policy.mesh, head_dim=head_dim, whole=("fsdp",))
+        cast = jax.lax.with_sharding_constraint(cast, laid_out)
     layers = tuple(
         jax.tree.map(lambda a, i=i: a[i], cast["layers"]) for i in range(policy.config.text.layers)
     )
@@ -403,12 +403,11 @@ def cached_forward(
     x = net.apply({"params": params}, tokens, source, units, hidden, method="embed")
     cos, sin = text_angles(positions, text)
     slots = cache[0][0].shape[1]
-    own = offset[:, None] + jnp.arange(tokens.shape[1])
-    mask = jnp.arange(slots) <= own[..., None]
+    sight = cached_sight(offset, tokens.shape[1], slots, text.heads, policy.kernel)
     block = DecoderBlock(text, policy.dtype)
     out = []
     for i, (layer, pair) in enumerate(zip(view.layers, cache, strict=True)):
-        x, pair = block.apply({"params": layer}, x, i, cos, sin, mask, deepstack, pair, offset)
+        x, pair = block.apply({"params": layer}, x, i, cos, sin, sight, deepstack, pair, offset)
         out.append(tuple(constrain_cache(policy, a) for a in pair))
     x = RMSNorm(text.eps, policy.dtype).apply({"params": view.norm}, x)
     return x, tuple(out)
@@ -419,10 +418,7 @@ def cached_forward(
 
 def constrain_rows(policy: Policy, x: Array) -> Array:
     """Rows over (data, fsdp) where they divide, everything else whole."""
-    if policy.mesh is None:
-        return x
-    spec = P(row_axes(policy.mesh, x.shape[0]))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(policy.mesh, spec))
+    return over_rows(policy.mesh, x)
 
 
 def constrain_cache(policy: Policy, x: Array) -> Array:

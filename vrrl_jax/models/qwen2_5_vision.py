@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vrrl_jax.models.attention import ANYWHERE, Kernel, attend, frame_sight, windows
 from vrrl_jax.models.config import VisionConfig
 from vrrl_jax.models.layers import (
     GatedMLP,
     Linear,
     RMSNorm,
-    attend,
-    frame_attention,
     rotate,
     stacked,
     vision_angles,
 )
+from vrrl_jax.parallel.mesh import over_rows
 
 EPS = 1e-6  # fixed in the published architecture, no field of config.json
 
@@ -27,26 +27,24 @@ class Block(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    kernel: Kernel
 
     @nn.compact
     def __call__(self, x, full, cos, sin, segments):
         c = self.config
         n, p, d = x.shape
+        # The kernels are split along the width: left to itself the compiler splits pictures so.
+        x = over_rows(self.kernel.mesh, x)
         h = RMSNorm(EPS, self.dtype, name="norm1")(x)
         qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(h).reshape(n, p, 3, c.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
         def whole(q, k, v):
-            return frame_attention(q, k, v, segments)
+            return attend(q, k, v, frame_sight(segments, c.heads, self.kernel))
 
         def window_attention(q, k, v):
-            # The host laid every window into one aligned block, so a reshape finds them.
-            block = (c.window * c.merge) ** 2
-            split = lambda a: a.reshape(n * p // block, block, *a.shape[2:])
-            valid = split(segments) > 0
-            mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, block))
-            return attend(split(q), split(k), split(v), mask).reshape(n, p, d)
+            return windows(q, k, v, segments, (c.window * c.merge) ** 2)
 
         if not c.windowed:
             out = whole(q, k, v)
@@ -56,7 +54,8 @@ class Block(nn.Module):
             out = jax.lax.cond(full, whole, window_attention, q, k, v)
         x = x + Linear(d, dtype=self.dtype, name="proj")(out)
         h = RMSNorm(EPS, self.dtype, name="norm2")(x)
-        return x + GatedMLP(c.intermediate, True, self.dtype, name="mlp")(h), None
+        x = x + GatedMLP(c.intermediate, True, self.dtype, name="mlp")(h)
+        return over_rows(self.kernel.mesh, x), None
 
 
 class VisionTower(nn.Module):
@@ -64,7 +63,8 @@ class VisionTower(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
-    remat: bool = False
+    remat: str | None = None
+    kernel: Kernel = ANYWHERE
 
     @nn.compact
     def __call__(self, patches, coords, segments):
@@ -74,7 +74,7 @@ class VisionTower(nn.Module):
         cos, sin = vision_angles(coords[..., :2], c.width // c.heads, c.rope_theta)
         full = jnp.asarray(np.isin(np.arange(c.layers), c.full_blocks))
         blocks = stacked(Block, c.layers, self.remat, shared=3)
-        x, _ = blocks(c, self.dtype, name="blocks")(x, full, cos, sin, segments)
+        x, _ = blocks(c, self.dtype, self.kernel, name="blocks")(x, full, cos, sin, segments)
         x = RMSNorm(EPS, self.dtype, name="ln_q")(x)
         x = x.reshape(x.shape[0], -1, c.width * c.merge**2)
         x = Linear(c.width * c.merge**2, dtype=self.dtype, name="merger_0")(x)

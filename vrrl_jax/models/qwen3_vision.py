@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from vrrl_jax.models.attention import ANYWHERE, Kernel, attend, frame_sight
 from vrrl_jax.models.config import VisionConfig
-from vrrl_jax.models.layers import Linear, frame_attention, rotate, stacked, vision_angles
+from vrrl_jax.models.layers import Linear, rotate, stacked, vision_angles
+from vrrl_jax.parallel.mesh import over_rows
 
 EPS = 1e-6  # fixed in the published architecture, no field of config.json
 
@@ -27,21 +29,25 @@ class Block(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
+    kernel: Kernel
 
     @nn.compact
     def __call__(self, carry, slot, cos, sin, segments):
         c = self.config
         x, held = carry
         n, p, d = x.shape
+        # The kernels are split along the width: left to itself the compiler splits pictures so.
+        x = over_rows(self.kernel.mesh, x)
         h = layer_norm(x, self.dtype, "norm1")
         qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(h).reshape(n, p, 3, c.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        out = frame_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, segments)
+        sight = frame_sight(segments, c.heads, self.kernel)
+        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, sight)
         x = x + Linear(d, dtype=self.dtype, name="proj")(out)
         h = layer_norm(x, self.dtype, "norm2")
         h = Linear(c.intermediate, dtype=self.dtype, name="linear_fc1")(h)
         h = nn.gelu(h, approximate=True)
-        x = x + Linear(d, dtype=self.dtype, name="linear_fc2")(h)
+        x = over_rows(self.kernel.mesh, x + Linear(d, dtype=self.dtype, name="linear_fc2")(h))
         if held is not None:
             mine = jnp.arange(len(held)) == slot
             held = jnp.where(mine[:, None, None, None], x, held)
@@ -96,7 +102,8 @@ class VisionTower(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
-    remat: bool = False
+    remat: str | None = None
+    kernel: Kernel = ANYWHERE
 
     @nn.compact
     def __call__(self, patches, coords, segments):
@@ -114,7 +121,7 @@ class VisionTower(nn.Module):
         slots[list(c.deepstack)] = np.arange(count)
         held = jnp.zeros((count, *x.shape), self.dtype) if count else None
         blocks = stacked(Block, c.layers, self.remat, shared=3)
-        (x, held), _ = blocks(c, self.dtype, name="blocks")(
+        (x, held), _ = blocks(c, self.dtype, self.kernel, name="blocks")(
             (x, held), jnp.asarray(slots), cos, sin, segments
         )
         units = Merger(c, self.dtype, False, name="merger")(x)

@@ -1,11 +1,18 @@
-"""The device mesh: axes `data`, `fsdp` and `tensor`."""
+"""The device mesh: axes `data`, `fsdp` and `tensor`; arrays onto it and back to the host.
+
+A mesh may span several processes. Each of them then holds the same arrays on its host, puts its
+devices' parts of them onto the mesh, and gets whole arrays back.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,7 +26,8 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     One of the sizes may be -1: it takes the devices that are left.
 
     Raises:
-      ValueError: more devices are asked for than there are, or the others don't divide them.
+      ValueError: more devices are asked for than there are, or the others don't divide them; or
+        devices are left idle while there are several processes.
     """
     sizes = [data, fsdp, tensor]
     available = jax.device_count()
@@ -39,9 +47,28 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} needs {wanted} devices, "
             f"{available} are there"
         )
+    if wanted < available and jax.process_count() > 1:
+        raise ValueError(
+            f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} leaves {available - wanted} "
+            f"of {available} devices idle: with {jax.process_count()} processes it must hold all; "
+            "mesh.fsdp=-1 takes what is left"
+        )
     return jax.make_mesh(
         tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:wanted]
     )
+
+
+def connect(mesh: Mesh) -> None:
+    """Lets every group of devices that programs may talk in talk once.
+
+    Connections are made by a group's first program, whose processes must come to it within seconds
+    of one another on some backends: these programs are compiled in no time, a run's own aren't.
+    """
+    axes = [axis for axis in AXES if mesh.shape[axis] > 1]
+    for group in (g for n in range(len(axes)) for g in itertools.combinations(axes, n + 1)):
+        add = functools.partial(jax.lax.psum, axis_name=group)
+        whole = jax.shard_map(add, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        jax.block_until_ready(jax.jit(whole)(np.zeros((), np.float32)))
 
 
 def canonical(mesh: Mesh) -> Mesh:
@@ -69,6 +96,13 @@ def row_axes(mesh: Mesh, rows: int) -> tuple[str, ...] | None:
     return ROWS if rows % row_parts(mesh) == 0 else None
 
 
+def over_rows(mesh: Mesh | None, x: Any) -> Any:
+    """Inside a program: leading axis over (data, fsdp) where it divides, everything else whole."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(row_axes(mesh, x.shape[0]))))
+
+
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp."""
     return NamedSharding(mesh, P(ROWS))
@@ -89,16 +123,58 @@ def put_rows(mesh: Mesh | None, tree: Any, axis: int = 0) -> Any:
         return tree
     parts = row_parts(mesh)
 
-    def put(a):
+    def put_axis(a):
         if a.shape[axis] % parts:
             raise ValueError(
                 f"{a.shape[axis]} rows don't divide over data*fsdp={parts}: choose questions, "
                 "samples and rows a microbatch as multiples of it"
             )
         spec = P(*(None,) * axis, ROWS)
-        return jax.device_put(a, NamedSharding(mesh, spec))
+        return put(a, NamedSharding(mesh, spec))
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put_axis, tree)
+
+
+def put(array: Any, sharding: Any) -> jax.Array:
+    """A host array onto devices; on several processes each puts its own devices' part."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # device_put would send the whole array round first, to compare it.
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays to the host: numpy arrays, whole, also where several processes hold their parts.
+
+    Whatever a host reads of an array goes through here. In one process it is `jax.device_get`; on
+    several processes all of them must ask, for the same arrays in the same order.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [i for i, leaf in enumerate(leaves) if _is_spread(leaf)]
+    if spread:
+        meshes = {getattr(leaves[i].sharding, "mesh", None) for i in spread}
+        if len(meshes) == 1 and None not in meshes:
+            whole = _gather(*meshes)([leaves[i] for i in spread])
+        else:
+            from jax.experimental import multihost_utils
+
+            whole = multihost_utils.process_allgather([leaves[i] for i in spread], tiled=True)
+        for i, leaf in zip(spread, whole, strict=True):
+            leaves[i] = leaf
+    return jax.device_get(structure.unflatten(leaves))
+
+
+def _is_spread(leaf: Any) -> bool:
+    """Whether no process has all of an array."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return False
+    return not leaf.is_fully_replicated
+
+
+@functools.cache
+def _gather(mesh: Mesh):
+    return jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))
 
 
 # --- buffers -----------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def spec(
     *,
     head_dim: int,
     notes: list[str] | None = None,
+    whole: tuple[str, ...] = (),
 ) -> P:
     """The partition of one array.
 
@@ -70,6 +71,7 @@ def spec(
       mesh: with the axes data, fsdp and tensor.
       head_dim: width of an attention head; projections are cut between heads.
       notes: gets a line for every axis left whole.
+      whole: mesh axes that nothing is split over.
 
     Raises:
       ValueError: no rule covers the name of an array with dimensions.
@@ -81,6 +83,7 @@ def spec(
         raise ValueError(f"no sharding rule covers {name} {shape}: add one to parallel/rules.py")
     axes = []
     for size, axis in zip(shape, (*rule, *(None,) * len(shape)), strict=False):
+        axis = None if axis in whole else axis
         heads = axis == "tensor" and BY_HEAD.search(name)
         pieces, what = (size // head_dim, "heads") if heads else (size, f"of {list(shape)}")
         if axis is not None and pieces % mesh.shape[axis]:
@@ -92,7 +95,12 @@ def spec(
 
 
 def param_shardings(
-    tree: Any, mesh: Mesh | None, *, head_dim: int, notes: list[str] | None = None
+    tree: Any,
+    mesh: Mesh | None,
+    *,
+    head_dim: int,
+    notes: list[str] | None = None,
+    whole: tuple[str, ...] = (),
 ) -> Any:
     """Shardings like `tree` (parameters, gradients or optimizer state), or None without a mesh.
 
@@ -103,7 +111,8 @@ def param_shardings(
 
     def sharding(path, leaf):
         name = path_name(path)
-        return NamedSharding(mesh, spec(name, leaf.shape, mesh, head_dim=head_dim, notes=notes))
+        options = {"head_dim": head_dim, "notes": notes, "whole": whole}
+        return NamedSharding(mesh, spec(name, leaf.shape, mesh, **options))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

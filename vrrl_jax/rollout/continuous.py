@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from vrrl_jax.models.policy import Policy, View
+from vrrl_jax.parallel.mesh import fetch
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.rollout import engine, transcript
 from vrrl_jax.rollout.transcript import Row, Settings, Shapes
@@ -47,6 +48,29 @@ class Continuous:
     def __post_init__(self):
         if not 1 <= self.appended <= self.rows or self.chunk < 1:
             raise ValueError(f"1 <= appended <= rows and chunk >= 1 must hold, got {self}")
+
+
+def sized(
+    rows: int | None, appended: int | None, chunk: int, overlap: bool, parts: int
+) -> Continuous | None:
+    """What a recipe asks for, None where it names no number of rows.
+
+    Args:
+      appended: None is a quarter of the rows.
+      parts: of the mesh, data * fsdp.
+
+    Raises:
+      ValueError: rows or prefills don't divide over the parts.
+    """
+    if rows is None:
+        return None
+    appended = appended or -(-rows // (4 * parts)) * parts
+    for name, count in (("in_flight", rows), ("prefills", appended)):
+        if count % parts:
+            raise ValueError(
+                f"rollout.{name}={count} rows don't split over data*fsdp={parts}: use a multiple"
+            )
+    return Continuous(rows, appended, chunk, overlap)
 
 
 @dataclasses.dataclass
@@ -247,7 +271,7 @@ def _begin(flight: Flight, ready: list[int], seeds: dict[int, int], key, step) -
 
 def _listen(game: _Game, flight: Flight, out: engine.Decoded, spoke: dict[int, Row]) -> None:
     """Books what a chunk drew; `spoke` are the rows that had a reply under way when it began."""
-    out = jax.device_get(out)
+    out = fetch(out)
     flight.sampled += int(out.lengths.sum())
     flight.steps += int(out.lengths.max())
     for slot, row in spoke.items():

@@ -19,7 +19,7 @@ import numpy as np
 
 from vrrl_jax import layout
 from vrrl_jax.models.policy import Policy, View
-from vrrl_jax.parallel.mesh import row_parts
+from vrrl_jax.parallel.mesh import fetch, row_parts
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.rollout import continuous, engine, rethinking, transcript
@@ -240,7 +240,7 @@ def _together(
             settings.max_new_tokens,
             settings.max_new_tokens,
         )
-        decoded = jax.device_get(decoded)
+        decoded = fetch(decoded)
         sampled += int(decoded.lengths.sum())
         decode_steps += int(decoded.lengths.max())
         for b, row in enumerate(rows):

@@ -15,6 +15,7 @@ import numpy as np
 
 from vrrl_jax import layout
 from vrrl_jax.models.policy import Policy, View
+from vrrl_jax.parallel.mesh import fetch
 from vrrl_jax.processing import encode
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.processing.processor import encode as encode_text
@@ -161,7 +162,7 @@ def regenerate(
                 np.maximum(settings.max_new_tokens - said, 1),
                 settings.max_new_tokens,
             )
-            decoded = jax.device_get(decoded)
+            decoded = fetch(decoded)
             sampled += int(decoded.lengths.sum())
         for b, row in alive():
             if active[b]:

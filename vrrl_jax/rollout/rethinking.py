@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from vrrl_jax.models.policy import Policy, View
+from vrrl_jax.parallel.mesh import fetch
 from vrrl_jax.processing.processor import Processor
 from vrrl_jax.processing.processor import encode as encode_text
 from vrrl_jax.rollout import engine, transcript
@@ -290,7 +291,7 @@ def rethink(
         raise ValueError("rethinking is for tasks of one turn: this environment goes on after it")
     questions = np.array([row.spec.question for row in rows], np.int32)
     keys = lambda turn: engine.make_keys(key, step, questions, samples, turn)
-    draws = np.asarray(_uniform(keys(CHOICES)))
+    draws = fetch(_uniform(keys(CHOICES)))
     forced, counts = choose(policy, processor, rows, firsts, draws, settings, wanted)
     if not forced:
         return list(firsts), _figures(counts, 0, 0)
@@ -362,7 +363,7 @@ def _continue(policy, view, state, rows, keys, forced, settings, shapes, wanted)
     active = np.array([b in forced for b in range(len(rows))])
     stops = np.array(policy.stop_ids, np.int32)
     _, decoded = engine.decode(policy, view, state, active, keys, sampling, stops, most, most)
-    return jax.device_get(decoded)
+    return fetch(decoded)
 
 
 def _say(row: Row, trigger: list[int], wanted: Rethinking) -> None:
