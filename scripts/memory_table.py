@@ -50,8 +50,8 @@ What is counted, for full-parameter training by `{RECIPE}`:
   data x fsdp.
 - Held exactly, by the sharding table: `parameters` in the dtype of the section; `optimizer`,
   AdamW's two moments in the same dtype; `reference`, a copy for the KL term; `view`, the sampler's
-  copy in bfloat16, whole over fsdp (`policy.gather_view: false` splits it); `cache`, keys and values in bfloat16; `gradients`, those accumulated and those
-  of one microbatch.
+  copy in bfloat16, whole over fsdp (`policy.gather_view: false` splits it); `cache`, keys and
+  values in bfloat16; `gradients`, those accumulated and those of one microbatch.
 - Estimated: `rollout`, an appended chunk or a drawn token; `update`, a forward and backward pass
   with blocks rematerialised (`policy.remat`). The formulae are in
   `plan.update_bytes` and `plan.block_bytes`: an input a layer, the working set of the
