@@ -18,7 +18,10 @@ run_dir="$(run_dir_of "$@")" || exit 1
 export PYTHONHASHSEED=0 VRRL_PROCESSES="$processes"
 if ((devices > 0)); then
   export JAX_PLATFORMS=cpu
-  export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
+  # In one order on every process: exchanges between CPUs take whatever message comes first.
+  flags="--xla_force_host_platform_device_count=$devices"
+  flags+=" --xla_cpu_enable_concurrency_optimized_scheduler=false"
+  export XLA_FLAGS="${XLA_FLAGS:-} $flags"
 fi
 
 pids=() stopped=0

@@ -18,6 +18,8 @@ from vrrl_jax.parallel import mesh as meshes
 from vrrl_jax.types import Picture
 
 ROOT = pathlib.Path(__file__).parents[2]
+PATHS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+KILLED = (137, distributed.LOST, 134)  # the process itself, or the other one, which lost it
 LAUNCH = ROOT / "scripts" / "launch_local.sh"
 PROCESS = pathlib.Path(__file__).with_name("process.py")
 MESH = ("mesh.data=2", "mesh.fsdp=2")
@@ -153,7 +155,7 @@ def place(tmp_path_factory, tiny_checkpoint):
 def launch(place, arguments, *, processes=2, **variables):
     """Runs processes with four devices in all; (exit code, what they said)."""
     environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": PATHS,
         "VRRL": f"{sys.executable} {PROCESS}",
         "PROCESSES": str(processes),
         "DEVICES": str(4 // processes),
@@ -217,7 +219,7 @@ def test_a_process_that_finds_no_others(place):
     environ = {"VRRL_COORDINATOR": "127.0.0.1:9", "VRRL_PROCESSES": "2", "VRRL_PROCESS_ID": "1"}
     done = subprocess.run(
         [sys.executable, PROCESS, "steps"],
-        env=os.environ | environ | {"VRRL_START_SECONDS": "3", "PYTHONPATH": str(ROOT)},
+        env=os.environ | environ | {"VRRL_START_SECONDS": "3", "PYTHONPATH": PATHS},
         capture_output=True,
         text=True,
         timeout=300,
@@ -232,9 +234,9 @@ def test_a_process_that_finds_no_others(place):
 @pytest.mark.parametrize(
     "fault, ends, told",
     [
-        # Whoever is killed, each process says what to do.
-        ("kill:1:3", 137, ["[1] vrrl: process 1 of 2 ended without a word", "[0] vrrl"]),
-        ("kill:0:3", 137, ["[0] vrrl: process 0 of 2 ended without a word", "[1] vrrl"]),
+        # Whoever is killed, each process says what to do; the code is that of the first to end.
+        ("kill:1:3", KILLED, ["[1] vrrl: process 1 of 2 ended without a word", "[0] vrrl"]),
+        ("kill:0:3", KILLED, ["[0] vrrl: process 0 of 2 ended without a word", "[1] vrrl"]),
         ("raise:1:3", 1, ["[1] RuntimeError: a fault of this process alone", "[0] vrrl"]),
         (
             "differ:1:3",
@@ -247,7 +249,7 @@ def test_a_process_that_finds_no_others(place):
 def test_what_befalls_one_process_ends_both(place, fault, ends, told):
     started = time.monotonic()
     code, said = launch(place, ["steps", "run_dir=none"], FAULT=fault)
-    assert code == ends, said
+    assert code in (ends if ends is KILLED else (ends,)), said
     for text in told:
         assert text in said
     assert said.count("--resume") >= 2 or ends == 1
