@@ -25,6 +25,22 @@ checkpoint: {every: 2, keep: 5}
 eval: {enabled: false}
 log: {episodes_every: 2, episodes: 2, tensorboard: false}
 """
+DEMONSTRATIONS = """
+steps: 2
+policy: {path: CHECKPOINT}
+data: {levels: [3]}
+env: {cell: 28, max_turns: 3, question: Solve, verify: Verify}
+demonstrations: {max_turns: 3}
+batch: {rows: 4, row_tokens: 128, picture_slots: 4, slot_patches: 64, sequences: 6}
+optimizer: {learning_rate: 0.01, eps: 1.0e-3}
+ema_decay: 0.9
+checkpoint: {every: 2}
+eval: {enabled: false}
+log: {tensorboard: false}
+"""
+# What a clock, or the history of a process, decides.
+INCIDENTAL = {"time", "compilations", "rollout_seconds", "update_seconds", "step_seconds"}
+INCIDENTAL |= {"tokens_per_second"}
 
 
 def say(processor, ids) -> str:

@@ -7,7 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from running import NAVIGATION, assert_same, lines, saved_arrays, say, write_maps
+from running import INCIDENTAL, NAVIGATION, assert_same, lines, saved_arrays, say, write_maps
 
 import vrrl_jax as vr
 from vrrl_jax import learn, train, trajectories
@@ -36,8 +36,6 @@ log: {episodes_every: 2, episodes: 2, tensorboard: false}
 """
 PPO = ["algorithm.name=ppo", "policy.value_head=true", "modes={normal: 1.0, rtm: 0, roll_in: 0}"]
 PPO += ["filter.enabled=false", "algorithm.dual_clip=null", "steps=3"]
-INCIDENTAL = {"time", "compilations", "rollout_seconds", "update_seconds", "step_seconds"}
-INCIDENTAL |= {"tokens_per_second"}
 
 
 @pytest.fixture(scope="module")

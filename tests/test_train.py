@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from running import NAVIGATION, assert_same, lines, saved_arrays, say, write_maps
+from running import INCIDENTAL, NAVIGATION, assert_same, lines, saved_arrays, say, write_maps
 
 import vrrl_jax as vr
 from vrrl_jax import label, train
@@ -23,8 +23,6 @@ from vrrl_jax.rollout import transcript
 
 STEPS = 4
 # What a step reports that a clock or the process's history decides.
-INCIDENTAL = {"time", "compilations", "rollout_seconds", "update_seconds", "step_seconds"}
-INCIDENTAL |= {"tokens_per_second"}
 
 
 @pytest.fixture(scope="module")

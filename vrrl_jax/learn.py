@@ -85,14 +85,8 @@ def learn(
     stored, figures = relabelled(run, params, chosen.stored)
     del params  # the state's are donated
     samples = fresh.joined(stored)
-    metrics |= (
-        chosen.metrics
-        | figures
-        | {
-            "update_occupancy": whole.occupancy,
-            "update_spared": whole.spared,
-        }
-    )
+    metrics |= chosen.metrics | figures
+    metrics |= {"update_occupancy": whole.occupancy, "update_spared": whole.spared}
 
     totals: list[dict[str, Any]] = []
     sums: list[float] = []

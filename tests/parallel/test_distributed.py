@@ -11,7 +11,15 @@ import time
 import jax
 import numpy as np
 import pytest
-from running import NAVIGATION, assert_same, lines, saved_arrays, write_maps
+from running import (
+    DEMONSTRATIONS,
+    INCIDENTAL,
+    NAVIGATION,
+    assert_same,
+    lines,
+    saved_arrays,
+    write_maps,
+)
 
 from vrrl_jax.parallel import distributed
 from vrrl_jax.parallel import mesh as meshes
@@ -123,30 +131,14 @@ def test_the_last_word_of_a_process_that_is_killed(capfd, told, said):
 
 # --- two processes -------------------------------------------------------------------------------
 
-DEMONSTRATIONS = """
-steps: 3
-policy: {path: CHECKPOINT}
-data: {levels: [3]}
-env: {cell: 28, max_turns: 3, question: Solve, verify: Verify}
-demonstrations: {max_turns: 3}
-batch: {rows: 4, row_tokens: 128, picture_slots: 4, slot_patches: 64, sequences: 6}
-optimizer: {learning_rate: 0.01, eps: 1.0e-3}
-ema_decay: 0.9
-checkpoint: {every: 2}
-eval: {enabled: false}
-log: {tensorboard: false}
-"""
-# What a clock, or the history of a process, decides.
-INCIDENTAL = {"time", "compilations", "rollout_seconds", "update_seconds", "step_seconds"}
-INCIDENTAL |= {"tokens_per_second"}
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_checkpoint):
     """A folder with recipes for `vrrl train` and `vrrl sft`."""
     folder = tmp_path_factory.mktemp("several")
     maps = write_maps(folder / "maps.json")
-    for name, text in (("train", NAVIGATION), ("sft", DEMONSTRATIONS)):
+    longer = DEMONSTRATIONS.replace("steps: 2", "steps: 3")
+    for name, text in (("train", NAVIGATION), ("sft", longer)):
         text = text.replace("CHECKPOINT", str(tiny_checkpoint)).replace("MAPS", str(maps))
         (folder / f"{name}.yaml").write_text(text)
     return folder

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from running import DEMONSTRATIONS
 from safetensors.numpy import load_file
 
 import vrrl_jax as vr
@@ -30,19 +31,6 @@ update: {rows_per_microbatch: 8}
 checkpoint: {every: 1}
 eval: {count: 3, levels: [3], in_domain: [3], temperatures: [1.0]}
 log: {episodes_every: 0, tensorboard: false}
-"""
-DEMONSTRATIONS = """
-steps: 2
-policy: {path: CHECKPOINT}
-data: {levels: [3]}
-env: {cell: 28, max_turns: 3, question: Solve, verify: Verify}
-demonstrations: {max_turns: 3}
-batch: {rows: 4, row_tokens: 128, picture_slots: 4, slot_patches: 64, sequences: 6}
-optimizer: {learning_rate: 0.01, eps: 1.0e-3}
-ema_decay: 0.9
-checkpoint: {every: 2}
-eval: {enabled: false}
-log: {tensorboard: false}
 """
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from running import assert_same, lines, saved_arrays
+from running import INCIDENTAL, assert_same, lines, saved_arrays
 
 import vrrl_jax as vr
 from vrrl_jax import collect, label, sft, tasks, train
@@ -62,8 +62,6 @@ optimizer: {learning_rate: 0.01, schedule: constant, warmup_steps: 0}
 checkpoint: {every: 2}
 log: {tensorboard: false}
 """
-INCIDENTAL = {"time", "compilations", "rollout_seconds", "update_seconds", "step_seconds"}
-INCIDENTAL |= {"tokens_per_second"}
 
 
 @pytest.fixture(scope="module")

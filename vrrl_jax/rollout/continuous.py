@@ -179,14 +179,10 @@ def _refill(game: _Game, flight: Flight, queue: collections.deque[Row]) -> list[
         taken = []
         while free and queue and queue[0].group in at and len(taken) < game.wanted.appended:
             taken.append((free.pop(0), queue.popleft()))
-        places = [slot for slot, _ in taken]
-        origins = [at[row.group] for _, row in taken]
-        pad = lambda values, fill: np.int32(
-            [*values, *[fill] * (game.wanted.appended - len(values))]
-        )
-        flight.state = engine.place(
-            game.policy, flight.state, source, pad(places, game.wanted.rows), pad(origins, 0)
-        )
+        origins = np.zeros(game.wanted.appended, np.int32)
+        origins[: len(taken)] = [at[row.group] for _, row in taken]
+        places = _named(game, [slot for slot, _ in taken])
+        flight.state = engine.place(game.policy, flight.state, source, places, origins)
         for slot, row in taken:
             flight.rows[slot] = row
             transcript.appended(game.policy, row)
@@ -223,15 +219,20 @@ def _follow_up(game: _Game, flight: Flight, busy: bool) -> list[int]:
         for row in rows:
             transcript.feedback(row, len(row.texts), game.processor, game.settings)
         chunk = _chunk(game, flight, rows, game.shapes.follow)
-        spare = [game.wanted.rows] * (game.wanted.appended - len(places))
         flight.state = engine.append(
-            game.policy, game.view, flight.state, chunk, np.int32([*places, *spare])
+            game.policy, game.view, flight.state, chunk, _named(game, places)
         )
         for slot, row in zip(places, rows, strict=True):
             transcript.appended(game.policy, row)
             if _opens(game, flight, slot):
                 ready.append(slot)
     return ready
+
+
+def _named(game: _Game, slots: list[int]) -> np.ndarray:
+    """Slots as one call names them: filled up with distinct ones that aren't there."""
+    spare = game.wanted.appended - len(slots)
+    return np.int32([*slots, *range(game.wanted.rows, game.wanted.rows + spare)])
 
 
 def _chunk(game: _Game, flight: Flight, rows: list[Row], width: int) -> engine.Chunk:

@@ -97,7 +97,7 @@ def append(
       policy, view, state: the state is donated.
       chunk: a row each, of all rows; or of those that `rows` names.
       rows: int32 [A], distinct rows of the state whose chunks these are; others aren't computed.
-        One past the last names none: its chunk, of 0 tokens, goes nowhere. None for all.
+        Those past the last name none: their chunks, of 0 tokens, go nowhere. None for all.
     """
     part = state if rows is None else _take(state, rows)
     tokens, pictures, hidden = chunk.tokens, chunk.pictures, chunk.hidden
@@ -128,7 +128,7 @@ def _put(state: State, rows: Array, part: State) -> State:
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def place(policy: Policy, state: State, source: State, rows: Array, origins: Array) -> State:
     """Puts copies of rows `origins` [A] of another state, which has as many slots, in the place of
-    `rows` [A], distinct; one past the last names none."""
+    `rows` [A], distinct; those past the last name none."""
     return _laid_out(policy, _put(state, rows, _take(source, origins)))
 
 
